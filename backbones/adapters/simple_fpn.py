@@ -1,0 +1,86 @@
+"""The simple feature pyramid of plain backbones (arXiv 2203.16527): one map to many scales."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.layers.norms import LayerNorm2d
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and a norm over channels, named as in the released checkpoints."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm_layer = LayerNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm_layer(self.conv(x))
+
+
+class SimpleFPN(nn.Module):
+    """Strides 4, 8, 16, 32, ... from the last map of a plain backbone of stride 16.
+
+    Args:
+        in_channels: Channels of that map, a multiple of 4.
+        out_channels: Channels of every output.
+        num_outs: Number of outputs from stride 4 on; beyond stride 32 each subsamples the one before.
+
+    Raises:
+        ValueError: An argument outside its range.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int = 256, num_outs: int = 4):
+        super().__init__()
+        if not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
+            raise ValueError(f"in_channels must be one positive multiple of 4, got {in_channels!r}")
+        if num_outs < 1:
+            raise ValueError(f"num_outs must be at least 1, got {num_outs}")
+        self.num_outs = num_outs
+        half, quarter = in_channels // 2, in_channels // 4
+        levels = [
+            nn.Sequential(
+                nn.ConvTranspose2d(in_channels, half, 2, 2),
+                LayerNorm2d(half),
+                nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, 2, 2),
+            ),
+            nn.Sequential(nn.ConvTranspose2d(in_channels, half, 2, 2)),
+            nn.Identity(),
+            _Halve(),
+        ][:num_outs]
+        self._levels = []
+        for i, level in enumerate(levels, start=1):
+            self.add_module(f"fpn{i}", level)
+            self._levels.append(f"fpn{i}")
+        channels = (quarter, half, in_channels, in_channels)[:num_outs]
+        self.lateral_convs = nn.ModuleList(ConvNorm(c, out_channels, 1) for c in channels)
+        self.fpn_convs = nn.ModuleList(ConvNorm(out_channels, out_channels, 3) for _ in channels)
+
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Pyramid of the last map.
+
+        Args:
+            inputs: The backbone's output: a tuple of maps, of which the last is used, or one map `(b, c, h, w)`.
+
+        Returns:
+            ``num_outs`` maps `(b, out_channels, ·, ·)`, finest first.
+        """
+        x = inputs if isinstance(inputs, Tensor) else inputs[-1]
+        outs = [
+            fpn_conv(lateral_conv(getattr(self, level)(x)))
+            for level, lateral_conv, fpn_conv in zip(self._levels, self.lateral_convs, self.fpn_convs, strict=True)
+        ]
+        while len(outs) < self.num_outs:
+            outs.append(F.max_pool2d(outs[-1], 1, stride=2))
+        return tuple(outs)
+
+
+class _Halve(nn.Module):
+    """Max-pool 2 that leaves a side of one pixel at one pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = (min(2, x.shape[-2]), min(2, x.shape[-1]))
+        return F.max_pool2d(x, kernel)

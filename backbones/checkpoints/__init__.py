@@ -1,0 +1,19 @@
+"""Reads checkpoint files safely and carries their weights into our modules."""
+
+from backbones.checkpoints.convert import (
+    backbone_from_checkpoint,
+    select_head_classes,
+    weights_of,
+)
+from backbones.checkpoints.load import LoadReport, load_pretrained
+from backbones.checkpoints.read import CheckpointError, read_checkpoint
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "backbone_from_checkpoint",
+    "load_pretrained",
+    "read_checkpoint",
+    "select_head_classes",
+    "weights_of",
+]

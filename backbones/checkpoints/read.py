@@ -1,0 +1,130 @@
+"""Reads checkpoint files without running what they may contain."""
+
+import collections
+import importlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file, the cause and the cure."""
+
+
+# What checkpoints of mmengine hold besides tensors: plain data, nothing that acts when it is built.
+_HARMLESS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Int64DType",
+    "numpy.dtypes.Int32DType",
+)
+
+
+def harmless_classes() -> list:
+    """The classes besides tensors that mmengine's checkpoints hold, for `torch.serialization.safe_globals`.
+
+    Only those whose package is installed. They are named by where files say they are: numpy 2 keeps the old
+    module names for reading.
+    """
+    found = [getattr, collections.defaultdict, dict, list, int, float, str]
+    for path in _HARMLESS:
+        module, _, name = path.rpartition(".")
+        try:
+            item = getattr(importlib.import_module(module.replace("numpy.core", _numpy_core())), name)
+        except (ImportError, AttributeError):
+            continue
+        found.append((item, path))
+        found.append((item, path.replace("numpy.core", "numpy._core")))
+    return found
+
+
+def _numpy_core() -> str:
+    import numpy
+
+    return "numpy._core" if int(numpy.__version__.split(".")[0]) >= 2 else "numpy.core"
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Reads a `.safetensors` file, or a file of `torch.save` with tensors and plain data only.
+
+    Args:
+        path: A file, or an http(s) address, which is downloaded once into torch's hub cache.
+
+    Returns:
+        What the file holds: a state dict, or a dict with a state dict in it.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, no checkpoint, or holds more than data.
+    """
+    name = str(path)
+    path = _download(name) if urlparse(name).scheme in ("http", "https") else Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {name} is a folder: give the file in it")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {name} does not exist (looked for {path.absolute()})")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"checkpoint {name} is empty: copy or download it again")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"checkpoint {name} holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs the package safetensors: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or no safetensors file ({error}): copy or download it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict:
+    try:
+        with torch.serialization.safe_globals(harmless_classes()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            cause = str(error).split("\n")[0]
+            raise CheckpointError(
+                f"checkpoint {path} holds more than weights and plain data, and is not read because that could run "
+                f"code ({cause}). If you trust it, load it with torch.load(..., weights_only=False) and save its "
+                "state dict alone"
+            ) from error
+        raise CheckpointError(f"{path} is no checkpoint of torch.save ({_first_line(error)})") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or damaged ({_first_line(error)}): copy or download it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _download(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {url} could not be downloaded ({error}): fetch it by hand and give the file"
+            ) from error
+    return path

@@ -1,0 +1,240 @@
+"""The De-focus backbone: image to tokens to sequence to blocks to maps."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from backbones.layers.drop_path import drop_path_rates
+from backbones.layers.norms import LayerNorm
+from backbones.layers.patch_embed import PatchEmbed
+from backbones.layers.scan_order import to_grid, to_sequence
+from backbones.mixers import MambaArch, MambaBlock
+from backbones.variants import MAMBA_ARCHS, resolve_arch
+
+
+class DefocusBackbone(nn.Module):
+    """A causal backbone over one token sequence per image, whatever mixes the tokens.
+
+    The class token stands at the end of the sequence, where it has seen everything; the maps leave it out.
+
+    Args:
+        block: Builds one block from its drop-path rate; the block maps `(b, l, embed_dims)` to the same.
+        embed_dims: Width of the residual stream.
+        depth: Number of blocks.
+        in_channels: Channels of the image.
+        patch_size: Side of a patch in pixels: the stride of the maps.
+        section_size: Side, or (height, width), in pixels of the sections of the 2D-section scan, multiples of
+            ``patch_size``; None for row order.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        out_indices: Blocks whose output becomes a map; negative ones count from the end. The last block's map
+            passes through the final norm. Blocks after the last one named are not run.
+        frozen_stages: -1 freezes nothing; k ≥ 0 freezes patch embedding, class token and the first k blocks
+            (with all blocks, the final norm too).
+        with_cp: Recompute each block in backward instead of keeping its activations.
+
+    Raises:
+        ValueError: An argument outside its range; the message names the range.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[float], nn.Module],
+        embed_dims: int,
+        depth: int,
+        in_channels: int = 3,
+        patch_size: int = 16,
+        section_size: int | Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        out_indices: int | Sequence[int] = (-1,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+    ):
+        super().__init__()
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
+        if not -1 <= frozen_stages <= depth:
+            raise ValueError(f"frozen_stages must be -1 (none) to {depth} (all blocks), got {frozen_stages}")
+        self.embed_dims = embed_dims
+        self.patch_size = patch_size
+        self.section = _section_in_tokens(section_size, patch_size)
+        self.out_indices = _resolve_out_indices(out_indices, depth)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+
+        self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
+        self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path_rate, depth))
+        self.norm = LayerNorm(embed_dims, eps=1e-5)
+        nn.init.trunc_normal_(self.patch_embed.projection.weight, std=0.02)
+        # Not zero: a token of padding would be the zero vector, where RMSNorm's gradient is 1 / sqrt(eps) = 316 and
+        # grows with every block.
+        nn.init.trunc_normal_(self.patch_embed.projection.bias, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self._freeze()
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each map that `forward` returns."""
+        return (self.embed_dims,) * len(self.out_indices)
+
+    @property
+    def out_strides(self) -> tuple[int, ...]:
+        """Stride, in pixels, of each map that `forward` returns."""
+        return (self.patch_size,) * len(self.out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of an image batch.
+
+        Args:
+            x: `(b, in_channels, H, W)`, H and W at least 1.
+
+        Returns:
+            One `(b, embed_dims, ceil(H / patch_size), ceil(W / patch_size))` map per out index, in ascending order
+            of blocks.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        in_channels = self.patch_embed.projection.in_channels
+        if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
+            raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
+        rows, columns = (-(-side // self.patch_size) for side in x.shape[-2:])
+        sequence, h, w = self._to_sequence(x)
+        maps = []
+        for features in self._run_blocks(sequence):
+            grid = to_grid(features[:, :-1], h, w, self.section)
+            maps.append(grid[:, :rows, :columns].permute(0, 3, 1, 2).contiguous())
+        return tuple(maps)
+
+    def _to_sequence(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """`(b, l, embed_dims)` in at least fp32 with the class token last, and the padded grid's sides."""
+        section = self.section or (1, 1)
+        grid = self.patch_embed(x, (section[0] * self.patch_size, section[1] * self.patch_size))
+        tokens = to_sequence(grid, self.section)
+        # The residual stream stays in fp32 whatever the dtype of the weights.
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        cls_token = self.cls_token.to(dtype).expand(tokens.shape[0], -1, -1)
+        return torch.cat((tokens.to(dtype), cls_token), dim=1), grid.shape[1], grid.shape[2]
+
+    def _run_blocks(self, x: Tensor):
+        """Yields the sequence `(b, l, embed_dims)` after each out index."""
+        for i, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if i in self.out_indices:
+                yield self.norm(x) if i == len(self.blocks) - 1 else x.to(self.norm.weight.dtype)
+
+    def train(self, mode: bool = True):
+        """As `torch.nn.Module.train`, but what is frozen stays in eval mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        self.cls_token.requires_grad_(False)
+        frozen = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        if self.frozen_stages == len(self.blocks):
+            frozen.append(self.norm)
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that should not decay: vectors, the class token, the scan's own constants."""
+        names = {"cls_token"}
+        for name, parameter in self.named_parameters():
+            kept = "blocks." in name and name.rsplit(".", 1)[-1] in self.blocks[0].undecayed()
+            if kept or parameter.ndim == 1:
+                names.add(name)
+        return names
+
+    def get_layer_id(self, name: str) -> int:
+        """The depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            name: As in ``named_parameters()`` of this module.
+
+        Returns:
+            0 for patch embedding and class token, i + 1 for block i, depth + 1 for the final norm.
+        """
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("patch_embed.", "cls_token")) else len(self.blocks) + 1
+
+
+class DefocusMamba(DefocusBackbone):
+    """De-focus Mamba (arXiv 2406.04342, eq. 9) as a plain backbone.
+
+    Args:
+        arch: "small", "base", "large", or a dict with the fields of `backbones.mixers.MambaArch`.
+        in_channels: Channels of the image.
+        patch_size: Side of a patch in pixels.
+        section_size: Sections of the 2D-section scan in pixels, an int or (height, width); None for row order.
+        rope_scale: Divides the position before the phase; about the ratio of the sequence lengths of use and
+            pre-training.
+        delta_scale: Divides the step sizes; about the ratio of the resolutions of use and pre-training.
+        drop_path_rate: Stochastic depth of the last block.
+        out_indices: Blocks whose output becomes a map.
+        frozen_stages: -1 for none, k for patch embedding, class token and the first k blocks.
+        with_cp: Recompute each block in backward instead of keeping its activations.
+
+    Raises:
+        ValueError: An argument outside its range; the message names the range.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict | MambaArch = "base",
+        in_channels: int = 3,
+        patch_size: int = 16,
+        section_size: int | Sequence[int] | None = None,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        drop_path_rate: float = 0.0,
+        out_indices: int | Sequence[int] = (-1,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+    ):
+        sizes = resolve_arch(arch, MAMBA_ARCHS)
+        for name, value in (("rope_scale", rope_scale), ("delta_scale", delta_scale)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        super().__init__(
+            lambda drop_path: MambaBlock(sizes, drop_path, rope_scale, delta_scale),
+            sizes.embed_dims,
+            sizes.depth,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            section_size=section_size,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+        )
+
+
+def _section_in_tokens(section_size, patch_size: int) -> tuple[int, int] | None:
+    if section_size is None:
+        return None
+    sides = (section_size, section_size) if isinstance(section_size, int) else tuple(section_size)
+    if len(sides) != 2 or any(side < patch_size or side % patch_size for side in sides):
+        raise ValueError(
+            f"section_size must be one or two positive multiples of patch_size={patch_size}, got {section_size}"
+        )
+    return sides[0] // patch_size, sides[1] // patch_size
+
+
+def _resolve_out_indices(out_indices, depth: int) -> tuple[int, ...]:
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    if not indices or any(not -depth <= i < depth for i in indices):
+        raise ValueError(f"out_indices must be one or more of {-depth}..{depth - 1}, got {out_indices}")
+    resolved = tuple(i % depth for i in indices)
+    if list(resolved) != sorted(set(resolved)):
+        raise ValueError(f"out_indices must name ascending, distinct blocks, got {out_indices}")
+    return resolved

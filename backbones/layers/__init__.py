@@ -1,0 +1,1 @@
+"""Layers that know neither images' tasks nor frameworks."""

@@ -1,0 +1,141 @@
+"""De-focus Mamba: a selective scan whose states are learnable bandpass filters (arXiv 2406.04342, eq. 9)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.layers.drop_path import DropPath
+from backbones.layers.norms import RMSNorm
+from backbones.ops import causal_conv1d_silu, defocus_scan
+
+
+@dataclass(frozen=True)
+class MambaArch:
+    """Sizes of a De-focus Mamba.
+
+    Attributes:
+        embed_dims: Width of the residual stream.
+        inner_dims: Channels of the scan.
+        depth: Number of blocks.
+        dt_rank: Rank of the projection that gives the step sizes.
+        state_dims: States of one channel, even.
+        conv_kernel: Taps of the causal convolution.
+        norm_group_dims: Scan channels that share one root mean square; divides ``inner_dims``.
+    """
+
+    embed_dims: int
+    inner_dims: int
+    depth: int
+    dt_rank: int = 48
+    state_dims: int = 16
+    conv_kernel: int = 4
+    norm_group_dims: int = 64
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.inner_dims % self.norm_group_dims:
+            raise ValueError(
+                f"inner_dims={self.inner_dims} (embed_dims={self.embed_dims}) cannot be cut into norm groups of "
+                f"{self.norm_group_dims} channels: choose a multiple of norm_group_dims, or another norm_group_dims"
+            )
+        if self.state_dims % 2:
+            raise ValueError(f"the phase turns pairs of states, so state_dims must be even, got {self.state_dims}")
+
+
+class MambaMixer(nn.Module):
+    """Projections, causal convolution, De-focus scan, gate.
+
+    Args:
+        arch: The sizes.
+        rope_scale: Divides the position before the phase.
+        delta_scale: Divides the step sizes.
+    """
+
+    def __init__(self, arch: MambaArch, rope_scale: float = 1.0, delta_scale: float = 1.0):
+        super().__init__()
+        inner, states = arch.inner_dims, arch.state_dims
+        self.arch = arch
+        self.rope_scale = rope_scale
+        self.delta_scale = delta_scale
+        self.in_proj = nn.Linear(arch.embed_dims, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, arch.conv_kernel, groups=inner)
+        self.x_proj = nn.Linear(inner, arch.dt_rank + 2 * states, bias=False)
+        self.dt_proj = nn.Linear(arch.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, states))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.freq = nn.Parameter(torch.empty(states))
+        self.out_proj = nn.Linear(inner, arch.embed_dims, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets the published initial values."""
+        states, rank = self.arch.state_dims, self.arch.dt_rank
+        for linear in (self.in_proj, self.x_proj, self.out_proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+        # Depthwise: each output channel sees as many inputs as there are taps.
+        nn.init.normal_(self.conv1d.weight, std=math.sqrt(2.0 / self.arch.conv_kernel))
+        nn.init.zeros_(self.conv1d.bias)
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        step = torch.linspace(math.log(1e-3), math.log(1e-1), self.arch.inner_dims).exp().clamp_min(1e-4)
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+        n = torch.arange(1, states + 1, dtype=torch.float32)
+        self.A_log.copy_(n.log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+        self.freq.copy_((100.0 ** (-n / states) - 0.01) / (1 - 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes `(b, l, embed_dims)` along l, causally."""
+        arch = self.arch
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        u = causal_conv1d_silu(x, self.conv1d.weight, self.conv1d.bias)
+        low_rank, B, C = self.x_proj(u).split([arch.dt_rank, arch.state_dims, arch.state_dims], dim=-1)
+        # The bias joins in the scan, in fp32.
+        dt = F.linear(low_rank, self.dt_proj.weight)
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        y = defocus_scan(
+            u,
+            dt,
+            A,
+            B,
+            C,
+            self.D,
+            z,
+            self.freq,
+            self.dt_proj.bias,
+            rope_scale=self.rope_scale,
+            delta_scale=self.delta_scale,
+            norm_group_dims=arch.norm_group_dims,
+        )
+        return self.out_proj(y)
+
+
+class MambaBlock(nn.Module):
+    """x + drop_path(mixer(norm(x))), the sum in the dtype of x: fp32.
+
+    Args:
+        arch: The sizes.
+        drop_path: Probability that a sample skips the block in training.
+        rope_scale: Divides the position before the phase.
+        delta_scale: Divides the step sizes.
+    """
+
+    def __init__(self, arch: MambaArch, drop_path: float = 0.0, rope_scale: float = 1.0, delta_scale: float = 1.0):
+        super().__init__()
+        self.norm = RMSNorm(arch.embed_dims)
+        self.mixer = MambaMixer(arch, rope_scale, delta_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(b, l, embed_dims)` to the same."""
+        return x + self.drop_path(self.mixer(self.norm(x)))
+
+    @staticmethod
+    def undecayed() -> tuple[str, ...]:
+        """Names of the mixer's parameters that weight decay would pull off their meaning."""
+        return ("A_log", "D", "freq")

@@ -1,0 +1,38 @@
+"""Causal depthwise convolution over the sequence, followed by SiLU."""
+
+from torch import Tensor
+
+from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
+from backbones.ops.dispatch import Backend, Operation, serves_every_device
+
+CAUSAL_CONV1D = Operation(
+    "causal_conv1d_silu",
+    (
+        Backend("torch", naive_causal_conv1d_silu, serves_every_device),
+        Backend("reference", naive_causal_conv1d_silu, serves_every_device, automatic=False),
+    ),
+)
+
+
+def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
+    """out_t = SiLU(bias + Σ_j weight_j x_{t-k+1+j}), tokens before the first being zero.
+
+    Args:
+        x: `(b, l, d)`.
+        weight: `(d, 1, k)`, as `torch.nn.Conv1d` keeps it.
+        bias: `(d,)`.
+        backend: A name to force a backend; None chooses by device, see `backbones.ops.dispatch`.
+
+    Returns:
+        `(b, l, d)` in the dtype of ``x``.
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown backend.
+        RuntimeError: The named backend cannot run here.
+    """
+    if x.ndim != 3 or weight.shape[:2] != (x.shape[2], 1) or bias.shape != (x.shape[2],):
+        raise ValueError(
+            "needs x (b, l, d), weight (d, 1, k) and bias (d,), got "
+            f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    return CAUSAL_CONV1D.select(x.device.type, backend).run(x, weight.to(x.dtype), bias.to(x.dtype))

@@ -1,0 +1,104 @@
+"""Chooses the backend of an operation: the one place that does.
+
+A backend is data: a name, a test that says why it cannot serve a device, and a function. Operations list theirs
+in order of preference. `DEFOCUS_SCAN_BACKEND` (or the ``backend`` argument of an operation) forces one by name; a
+forced backend that cannot run raises with its reason, only the automatic choice falls through.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+ENV_VARIABLE = "DEFOCUS_SCAN_BACKEND"
+
+logger = logging.getLogger("backbones")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an operation.
+
+    Attributes:
+        name: What users write in ``backend=`` and in `DEFOCUS_SCAN_BACKEND`.
+        run: The implementation, with the signature of the public operation less ``backend``.
+        refusal: Given a device type ("cpu", "cuda", ...), None if the backend can serve it, else the reason.
+        automatic: Whether the backend may be chosen without being named.
+    """
+
+    name: str
+    run: Callable
+    refusal: Callable[[str], str | None]
+    automatic: bool = True
+
+
+def serves_every_device(device_type: str) -> None:
+    """The `Backend.refusal` of plain PyTorch."""
+    return None
+
+
+class Operation:
+    """The backends of one operation, in order of preference.
+
+    Args:
+        name: Shown in messages; unique.
+        backends: First come, first served among those that are automatic and do not refuse.
+    """
+
+    def __init__(self, name: str, backends: Sequence[Backend]):
+        self.name = name
+        self.backends = {backend.name: backend for backend in backends}
+        self._selected: dict[tuple, str] = {}
+        _operations[name] = self
+
+    def select(self, device_type: str, requested: str | None = None) -> Backend:
+        """The backend to run on ``device_type``.
+
+        Args:
+            device_type: As in ``tensor.device.type``.
+            requested: A backend's name; None asks `DEFOCUS_SCAN_BACKEND`, and without it chooses.
+
+        Raises:
+            ValueError: The name is none of this operation's backends.
+            RuntimeError: The named backend cannot run here; the message says why.
+        """
+        return self.backends[_select(self.name, device_type, requested)]
+
+    def _choose(self, device_type: str, requested: str | None, environment: str | None) -> str:
+        name, source = (requested, "backend=") if requested else (environment, f"{ENV_VARIABLE}=")
+        if name is not None:
+            if name not in self.backends:
+                known = ", ".join(self.backends)
+                raise ValueError(f"{source}{name!r} is no backend of {self.name}; there are: {known}")
+            reason = self.backends[name].refusal(device_type)
+            if reason is not None:
+                raise RuntimeError(f"{self.name}: {source}{name!r} cannot run on {device_type}: {reason}")
+            logger.info("%s on %s: backend %s, as asked by %s", self.name, device_type, name, source[:-1])
+            return name
+        refusals = []
+        for backend in self.backends.values():
+            if not backend.automatic:
+                continue
+            reason = backend.refusal(device_type)
+            if reason is None:
+                passed = f" ({'; '.join(refusals)})" if refusals else ""
+                logger.info("%s on %s: backend %s%s", self.name, device_type, backend.name, passed)
+                return backend.name
+            refusals.append(f"{backend.name}: {reason}")
+        raise RuntimeError(f"{self.name}: no backend serves {device_type} ({'; '.join(refusals)})")
+
+
+_operations: dict[str, Operation] = {}
+
+
+# Tracing keeps the answer as a constant, so that a compiled graph neither reads the environment nor logs. That is
+# why it takes the operation by name.
+@torch.compiler.assume_constant_result
+def _select(operation: str, device_type: str, requested: str | None) -> str:
+    operation = _operations[operation]
+    key = (device_type, requested, os.environ.get(ENV_VARIABLE) or None)
+    if key not in operation._selected:
+        operation._selected[key] = operation._choose(*key)
+    return operation._selected[key]

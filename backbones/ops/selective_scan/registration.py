@@ -1,0 +1,88 @@
+"""Makes a backend's forward and backward functions one operator that torch.compile and autograd understand."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) -> Callable:
+    """Registers ``defocus::scan_<name>`` and its gradient with `torch.library`.
+
+    Args:
+        name: Backend name.
+        forward: ``(u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims)`` to
+            ``(out, states)``: `(b, l, d)` in the dtype of u, and the state before each chunk,
+            `(b, ceil(l / chunk), d, n)`, fp32 or float64.
+        backward: ``(grad, states, u, ..., norm_group_dims)`` to the nine gradients, each in its input's shape and
+            dtype.
+        chunk: Tokens between two saved states. At least n / 4 of them, so that what is saved grows with b·l·d.
+
+    Returns:
+        A function with the arguments of ``forward`` that gives ``out`` alone.
+    """
+
+    @torch.library.custom_op(f"defocus::scan_{name}", mutates_args=())
+    def scan(
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        freq: Tensor,
+        dt_bias: Tensor,
+        rope_scale: float,
+        delta_scale: float,
+        norm_group_dims: int,
+    ) -> tuple[Tensor, Tensor]:
+        return forward(u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims)
+
+    @scan.register_fake
+    def _(u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims):
+        b, l, d = u.shape
+        state_dtype = torch.promote_types(u.dtype, torch.float32)
+        states = u.new_empty((b, (l + chunk - 1) // chunk, d, A.shape[1]), dtype=state_dtype)
+        return u.new_empty(u.shape), states
+
+    @torch.library.custom_op(f"defocus::scan_{name}_backward", mutates_args=())
+    def scan_backward(
+        grad: Tensor,
+        states: Tensor,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        freq: Tensor,
+        dt_bias: Tensor,
+        rope_scale: float,
+        delta_scale: float,
+        norm_group_dims: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs = (u, dt, A, B, C, D, z, freq, dt_bias)
+        grads = backward(grad, states, *inputs, rope_scale, delta_scale, norm_group_dims)
+        return tuple(g.to(x.dtype).contiguous() for g, x in zip(grads, inputs, strict=True))
+
+    @scan_backward.register_fake
+    def _(grad, states, u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims):
+        return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, freq, dt_bias))
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims = inputs
+        ctx.save_for_backward(output[1], *tensors)
+        ctx.mark_non_differentiable(output[1])
+
+    def differentiate(ctx, grad, _):
+        grads = scan_backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims)
+        return *grads, None, None, None
+
+    scan.register_autograd(differentiate, setup_context=setup_context)
+
+    def run(*args):
+        return scan(*args)[0]
+
+    return run

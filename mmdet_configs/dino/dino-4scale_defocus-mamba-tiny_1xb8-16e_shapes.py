@@ -1,0 +1,86 @@
+# A detector that learns drawn shapes from scratch on a laptop's CPU: what `make demo` trains.
+_base_ = './dino-4scale_defocus-mamba-base_8xb2-12e_coco.py'
+
+data_root = 'work_dirs/shapes/'
+classes = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
+
+embed_dims = 128
+model = dict(
+    num_queries=100,
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0], pad_size_divisor=16),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=192, inner_dims=384, depth=6, dt_rank=12),
+        section_size=None,
+        rope_scale=1.0,
+        delta_scale=1.0,
+        drop_path_rate=0.0,
+        with_cp=False),
+    neck=dict(in_channels=192, out_channels=embed_dims),
+    encoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=embed_dims, num_points=2),
+            ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
+    decoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=embed_dims),
+            cross_attn_cfg=dict(embed_dims=embed_dims),
+            ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
+    positional_encoding=dict(num_feats=embed_dims // 2),
+    bbox_head=dict(num_classes=len(classes), embed_dims=embed_dims),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=40)),
+    test_cfg=dict(max_per_img=50))
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction')),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        **dataset,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        **dataset,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+
+# From scratch there is no reason to train the backbone more slowly than the head.
+optim_wrapper = dict(
+    optimizer=dict(lr=4e-4),
+    paramwise_cfg=dict(
+        custom_keys={
+            'backbone': dict(lr_mult=1.0),
+            'mixer.A_log': dict(lr_mult=1.0),
+            'mixer.freq': dict(lr_mult=1.0),
+            '.mixer.D': dict(lr_mult=1.0),
+        }))
+
+max_epochs = 30
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
+]
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
+auto_scale_lr = dict(base_batch_size=8)

@@ -1,0 +1,163 @@
+"""Released formats into our modules, and every way a file can be wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones import DefocusMamba
+from backbones.checkpoints import (
+    CheckpointError,
+    backbone_from_checkpoint,
+    load_pretrained,
+    read_checkpoint,
+    select_head_classes,
+    weights_of,
+)
+
+TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
+
+
+@pytest.fixture
+def model():
+    return DefocusMamba(TINY)
+
+
+@pytest.fixture
+def classifier():
+    """A classifier's weights in the released layout."""
+    weights = {k: torch.randn_like(v) for k, v in DefocusMamba(TINY).state_dict().items()}
+    weights = {k.replace("patch_embed.projection", "patch_embed.proj"): v for k, v in weights.items()}
+    for head in ("head", "head2"):
+        weights[f"{head}.0.weight"], weights[f"{head}.0.bias"] = torch.randn(192, 64), torch.randn(192)
+        weights[f"{head}.2.weight"], weights[f"{head}.2.bias"] = torch.randn(50, 192), torch.randn(50)
+    return weights
+
+
+def assert_loaded(model, weights):
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name.replace("patch_embed.projection", "patch_embed.proj")]), name
+
+
+def test_classifier_prefers_its_moving_average(model, classifier, tmp_path):
+    plain = {k: torch.zeros_like(v) for k, v in classifier.items()}
+    torch.save({"model": plain, "model_ema": classifier, "epoch": 3}, tmp_path / "cls.pth")
+    before = {k: v.clone() for k, v in classifier.items()}
+    report = load_pretrained(model, tmp_path / "cls.pth")
+    assert_loaded(model, classifier)
+    assert report.container == "model_ema"
+    assert sorted(report.left) == sorted(k for k in classifier if k.startswith("head"))
+    assert "loaded 27 tensors; left out 8: head.0.weight" in str(report)
+    assert all(torch.equal(classifier[k], before[k]) for k in before)
+    load_pretrained(model, tmp_path / "cls.pth", container="model")
+    assert_loaded(model, plain)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: {"state_dict": w},
+        lambda w: {"model": {f"module.{k}": v for k, v in w.items()}},
+        lambda w: {"model_ema": {"module": w, "decay": 0.99}},
+        lambda w: {"state_dict": {f"backbone.{k}": v for k, v in w.items()} | {"neck.x": torch.zeros(1)}},
+        lambda w: {"model": {f"backbone.net.{k}": v for k, v in w.items()} | {"backbone.p2.w": torch.zeros(1)}},
+    ],
+    ids=["bare", "state_dict", "ddp", "nested average", "mmdet detector", "detectron2 detector"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_every_wrapping(model, classifier, tmp_path, wrap, suffix):
+    content = wrap(classifier)
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(weights_of(content)[0], path)
+    else:
+        torch.save(content, path)
+    load_pretrained(model, path)
+    assert_loaded(model, classifier)
+
+
+@pytest.mark.parametrize("size", ["base", "large_1k", "large_21k"])
+def test_released_classifier_keys_become_the_backbones(size):
+    with open(f"tests/data/classifier_keys_{size}.json") as file:
+        keys = json.load(file)
+    weights = {k: torch.empty(v, device="meta") for k, v in keys.items()}
+    kept, left = backbone_from_checkpoint(weights)
+    with torch.device("meta"):
+        own = DefocusMamba(size.split("_")[0]).state_dict()
+    assert {k: v.shape for k, v in kept.items()} == {k: v.shape for k, v in own.items()}
+    assert left == [k for k in keys if k.startswith("head")]
+
+
+def test_checkpoints_of_mmengine_are_read(tmp_path, model):
+    history_buffer = pytest.importorskip("mmengine.logging").HistoryBuffer
+    import numpy as np
+
+    buffer = history_buffer([1.0, 2.0], [1, 1])
+    torch.save(
+        {
+            "state_dict": model.state_dict(),
+            "message_hub": {"log_scalars": {"train/loss": buffer}, "x": np.float64(3), "y": np.int64(2)},
+        },
+        tmp_path / "epoch_1.pth",
+    )
+    content = read_checkpoint(tmp_path / "epoch_1.pth")
+    assert content["message_hub"]["log_scalars"]["train/loss"].mean() == 1.5
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+def test_files_that_cannot_be_used(model, classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": classifier}, "good.pth")
+    data = Path("good.pth").read_bytes()
+    Path("cut.pth").write_bytes(data[: len(data) // 2])
+    Path("text.pth").write_text("<html>not found</html>")
+    Path("empty.pth").touch()
+    Path("cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    torch.save(torch.zeros(3), "tensor.pth")
+    torch.save({"epoch": 3}, "none.pth")
+    torch.save({"model": classifier, "extra": Evil()}, "evil.pth")
+    torch.save({"model": {k: v[..., :1] if k == "cls_token" else v for k, v in classifier.items()}}, "shape.pth")
+    torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(3)}, "resnet.pth")
+    os.mkdir("folder")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, message in {
+        "absent.pth": "absent.pth does not exist",
+        "folder": "is a folder",
+        "empty.pth": "is empty",
+        "cut.pth": "cut.pth is truncated or damaged",
+        "cut.safetensors": "cut.safetensors is truncated",
+        "text.pth": "text.pth is no checkpoint",
+        "tensor.pth": "holds a Tensor, not a dict",
+        "none.pth": "holds no weights; its keys are epoch",
+        "evil.pth": "evil.pth holds more than weights.*could run code",
+        "shape.pth": r"shape.pth does not fit DefocusMamba: .*cls_token \(1, 1, 1\) in the file, \(1, 1, 64\) in the",
+        "resnet.pth": r"does not fit .*lacks cls_token, .*\(27 in all\); it has besides conv1.weight, fc.weight",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            load_pretrained(model, name)
+    assert not os.path.exists("pwned")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="no 'ema'; its keys are model"):
+        load_pretrained(model, "good.pth", container="ema")
+
+
+def test_21k_head_to_fewer_classes(classifier):
+    out = select_head_classes(classifier, [7, 3, 49])
+    for head in ("head", "head2"):
+        assert torch.equal(out[f"{head}.2.weight"], classifier[f"{head}.2.weight"][[7, 3, 49]])
+        assert torch.equal(out[f"{head}.2.bias"], classifier[f"{head}.2.bias"][[7, 3, 49]])
+        assert out[f"{head}.0.weight"] is classifier[f"{head}.0.weight"]
+    assert classifier["head.2.weight"].shape == (50, 192)
+    with pytest.raises(CheckpointError, match=r"classes 0\.\.49; the map asks for 50"):
+        select_head_classes(classifier, [0, 50])
+    with pytest.raises(CheckpointError, match="no classification head"):
+        select_head_classes({"norm.weight": torch.zeros(1)}, [0])

@@ -1,0 +1,95 @@
+"""The registered classes, built the way mmdet and mmseg build them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("mmengine", reason="mmengine is not installed")
+
+from mmengine.registry import MODELS
+
+import backbones
+from backbones.checkpoints import CheckpointError
+from tests.testing import assert_close, load_fixture
+
+TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_named_in_each_framework(scope):
+    registry = pytest.importorskip(f"{scope}.registry", reason=f"{scope} is not installed").MODELS
+    backbone = registry.build(dict(type="DefocusMamba", arch=TINY, out_indices=[0, 1]))
+    neck = registry.build(dict(type="SimpleFPN", in_channels=64, out_channels=32))
+    assert isinstance(backbone, backbones.DefocusMamba) and isinstance(neck, backbones.SimpleFPN)
+    outs = neck(backbone(torch.randn(1, 3, 40, 50)))
+    assert [tuple(out.shape[1:]) for out in outs] == [(32, 12, 16), (32, 6, 8), (32, 3, 4), (32, 1, 2)]
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("name", ["backbone_raster", "backbone_section"])
+def test_registered_backbone_equals_the_released_modules(name, backend, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", backend)
+    tensors, weights, settings = load_fixture(name)
+    section = int(settings["pretrain_size"]) if settings["section_rearrangement"] == "True" else None
+    config = dict(type="DefocusMamba", arch=TINY, section_size=section, rope_scale=20.0, delta_scale=4.57)
+    model = MODELS.build(config).eval()
+    model.load_state_dict(weights)
+    (out,) = model(tensors["input"])
+    assert_close(out, tensors["output"], "output", 1e-5)
+    (out * tensors["loss_weight"]).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name != "cls_token":
+            assert_close(parameter.grad, tensors[f"grad/{parameter_name}"], parameter_name, 1e-4)
+
+
+def test_init_cfg_loads_a_released_classifier(tmp_path):
+    source = backbones.DefocusMamba(TINY)
+    weights = {k.replace("projection", "proj"): v for k, v in source.state_dict().items()}
+    torch.save({"model_ema": {**weights, "head.weight": torch.zeros(10, 64)}}, tmp_path / "cls.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "cls.pth"))
+    model = MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg))
+    assert not torch.equal(model.cls_token, source.cls_token)
+    model.init_weights()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values()))
+    # As mmengine has it: a second call leaves what training has changed.
+    with torch.no_grad():
+        model.cls_token.zero_()
+    model.init_weights()
+    assert not model.cls_token.any()
+
+
+def test_missing_checkpoint_is_one_clear_error():
+    init_cfg = dict(type="Pretrained", checkpoint="/nowhere/cls.pth")
+    model = MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg))
+    with pytest.raises(CheckpointError, match=r"/nowhere/cls\.pth does not exist"):
+        model.init_weights()
+
+
+@pytest.mark.parametrize("init_cfg", [dict(type="Normal"), dict(type="Pretrained"), dict(type="Pretrained", file="x")])
+def test_other_init_cfgs_are_refused(init_cfg):
+    with pytest.raises(ValueError, match="init_cfg must be"):
+        MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg))
+
+
+def test_package_imports_without_any_framework():
+    code = """
+import sys
+for name in ("mmengine", "mmcv", "mmdet", "mmseg", "detectron2", "timm", "triton", "safetensors", "numpy"):
+    sys.modules[name] = None
+import backbones, torch
+backbone = backbones.DefocusMamba(dict(embed_dims=64, inner_dims=128, depth=1))
+print(backbones.SimpleFPN(64)(backbone(torch.zeros(1, 3, 32, 32)))[0].shape)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "[1, 256, 8, 8]" in result.stdout
+
+
+def test_a_broken_framework_is_not_hidden(tmp_path):
+    (tmp_path / "mmengine").mkdir()
+    (tmp_path / "mmengine/__init__.py").write_text("import absent_dependency")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import backbones"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "absent_dependency" in result.stderr and result.returncode != 0

@@ -1,0 +1,54 @@
+"""The choice of a backend, without any of the real ones."""
+
+import logging
+
+import pytest
+
+from backbones.ops.dispatch import Backend, Operation, serves_every_device
+
+
+@pytest.fixture
+def operation():
+    return Operation(
+        "dance",
+        (
+            Backend("fast", lambda: "fast", lambda device: None if device == "cuda" else "needs CUDA"),
+            Backend("named", lambda: "named", serves_every_device, automatic=False),
+            Backend("plain", lambda: "plain", serves_every_device),
+        ),
+    )
+
+
+def test_first_that_does_not_refuse(operation):
+    assert operation.select("cuda").name == "fast"
+    assert operation.select("cpu").name == "plain"
+
+
+def test_choice_and_refusals_are_logged_once(operation, caplog):
+    caplog.set_level(logging.INFO, "backbones")
+    operation.select("cpu")
+    operation.select("cpu")
+    assert [record.getMessage() for record in caplog.records] == ["dance on cpu: backend plain (fast: needs CUDA)"]
+
+
+def test_environment_forces(operation, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", "named")
+    assert operation.select("cuda").name == "named"
+    assert operation.select("cuda", "plain").name == "plain"
+
+
+def test_forced_backend_that_cannot_run_says_why(operation, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", "fast")
+    with pytest.raises(RuntimeError, match="DEFOCUS_SCAN_BACKEND='fast' cannot run on cpu: needs CUDA"):
+        operation.select("cpu")
+
+
+def test_unknown_name_lists_the_known(operation):
+    with pytest.raises(ValueError, match="backend='quick' is no backend of dance; there are: fast, named, plain"):
+        operation.select("cpu", "quick")
+
+
+def test_nothing_fits():
+    operation = Operation("dance", (Backend("fast", print, lambda device: "needs CUDA"),))
+    with pytest.raises(RuntimeError, match=r"no backend serves cpu .*needs CUDA"):
+        operation.select("cpu")

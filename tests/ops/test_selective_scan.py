@@ -1,0 +1,221 @@
+"""Every backend that can run here against the naive definition in float64: output and all nine gradients."""
+
+import functools
+
+import pytest
+import torch
+
+from backbones.ops import defocus_scan
+from backbones.ops.selective_scan import DEFOCUS_SCAN
+from tests.testing import TOLERANCE, assert_close
+
+NAMES = ("u", "dt", "A", "B", "C", "D", "z", "freq", "dt_bias")
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+RUNNING = [
+    pytest.param(
+        device,
+        name,
+        id=f"{device}-{name}",
+        marks=[] if (reason := backend.refusal(device)) is None else pytest.mark.skip(reason=reason),
+    )
+    for device in DEVICES
+    for name, backend in DEFOCUS_SCAN.backends.items()
+    if name != "reference"
+]
+
+# (b, l, d, n, norm group): lengths, inner sizes and groups that are no multiples of anything.
+SHAPES = [
+    (1, 1, 64, 16, 64),
+    (3, 2, 40, 8, 8),
+    (1, 63, 96, 32, 32),
+    (3, 500, 72, 16, 24),
+    (1, 1000, 128, 8, 64),
+    (1, 4705, 32, 16, 32),
+]
+
+
+@functools.cache
+def truth(shape, dtype=torch.float32, delta="usual"):
+    """Inputs rounded to ``dtype``, output and gradients of the naive definition on them in float64."""
+    b, l, d, n, group = shape
+    g = torch.Generator().manual_seed(hash(shape) % 2**31)
+
+    def normal(*size):
+        return torch.randn(*size, generator=g)
+
+    dt_bias = normal(d) - 2
+    dt = normal(b, l, d)
+    if delta == "extreme":
+        # softplus(log(expm1(x))) = x: step sizes from 1e-6 to 30.
+        wanted = torch.logspace(-6, 1.477, d).expand(b, l, d)
+        dt, dt_bias = torch.where(wanted > 15, wanted, torch.log(torch.expm1(wanted))), torch.zeros(d)
+    inputs = [
+        normal(b, l, d),
+        dt,
+        -torch.arange(1, n + 1).float().expand(d, n) * torch.rand(d, 1, generator=g).add(0.5),
+        normal(b, l, n),
+        normal(b, l, n),
+        normal(d),
+        normal(b, l, d),
+        torch.rand(n, generator=g),
+        dt_bias,
+    ]
+    sequences = ("u", "dt", "B", "C", "z")
+    inputs = [x.to(dtype) if name in sequences else x for name, x in zip(NAMES, inputs)]
+    leaves = [x.double().requires_grad_() for x in inputs]
+    weight = normal(b, l, d)
+    out = run(leaves, group, "reference")
+    grads = torch.autograd.grad((out * weight.double()).sum(), leaves)
+    return inputs, weight, group, out.detach(), grads
+
+
+def run(inputs, group, backend):
+    # About r² and r for r = 1.5, so that both scales count.
+    return defocus_scan(*inputs, rope_scale=2.25, delta_scale=1.5, norm_group_dims=group, backend=backend)
+
+
+def check(case, device, backend, tolerance=None):
+    inputs, weight, group, expected, expected_grads = case
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    out = run(leaves, group, backend)
+    assert out.dtype == inputs[0].dtype
+    assert_close(out, expected, "output", tolerance)
+    grads = torch.autograd.grad((out * weight.to(device)).sum(), leaves)
+    for name, actual, grad, leaf in zip(NAMES, grads, expected_grads, leaves):
+        assert actual.dtype == leaf.dtype
+        # What sums values rounded to 16 bits is judged as those values are. The floor is for one token, where the
+        # norm takes the scale of B and C out and leaves a gradient of rounding errors.
+        limit = tolerance or TOLERANCE[inputs[0].dtype]
+        assert_close(actual, grad, f"gradient of {name}", limit, floor=0.2)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-L{}-D{}-N{}-G{}".format(*s))
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_matches_definition(device, backend, shape):
+    # Positions in the thousands: an angle in fp32 is right to about 3e-4.
+    check(truth(shape), device, backend, tolerance=1e-3 if shape[1] > 1000 else 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_16_bit(device, backend, dtype):
+    check(truth((2, 130, 64, 16, 32), dtype), device, backend)
+
+
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_step_sizes_from_1e_6_to_30(device, backend):
+    check(truth((1, 200, 64, 16, 32), delta="extreme"), device, backend, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_views_are_taken_as_they_are(device, backend):
+    inputs, weight, group, expected, grads = truth((2, 130, 64, 16, 32), torch.float32)
+    u, dt, A, B, C, _, z, _, _ = inputs
+    d = u.shape[-1]
+    views = dict(
+        # Halves of one projection, slices of another, a transposed layout, an expanded batch dimension.
+        u=torch.cat((u, z), -1)[..., :d],
+        z=torch.cat((u, z), -1)[..., d:],
+        B=torch.cat((dt[..., :3], B, C), -1)[..., 3:19],
+        C=torch.cat((dt[..., :3], B, C), -1)[..., 19:],
+        dt=dt.transpose(1, 2).contiguous().transpose(1, 2),
+        A=A.t().contiguous().t(),
+    )
+    changed = [views.get(name, x) for name, x in zip(NAMES, inputs)]
+    assert not any(views[name].is_contiguous() for name in views)
+    leaves = [x.to(device).requires_grad_() for x in changed]
+    out = run(leaves, group, backend)
+    assert_close(out, expected, "output", 5e-5)
+    weight = weight.transpose(1, 2).contiguous().transpose(1, 2).to(device)
+    for name, actual, grad in zip(NAMES, torch.autograd.grad((out * weight).sum(), leaves), grads):
+        assert_close(actual, grad, f"gradient of {name}", 5e-5)
+
+
+@pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[1] in ("torch", "cpu")])
+def test_gradcheck(device, backend):
+    inputs, _, _, _, _ = truth((2, 5, 8, 4, 4))
+    leaves = [x.double().to(device).requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(lambda *x: run(x, 4, backend), leaves)
+
+
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_65536_tokens_in_bf16_stay_finite(device, backend):
+    l, d, n = 65536, 32, 16
+    inputs, *_ = truth((1, 500, d, n, 32), torch.bfloat16)
+    leaves = []
+    for x in inputs:
+        if x.ndim == 3:
+            x = x.repeat(1, l // 500 + 1, 1)[:, :l]
+        leaves.append(x.to(device).requires_grad_())
+    out = run(leaves, 32, backend)
+    assert out.isfinite().all()
+    for name, grad in zip(NAMES, torch.autograd.grad(out.float().square().sum(), leaves)):
+        assert grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[1] != "mamba_ssm"])
+def test_registered_with_torch_library(device, backend):
+    if device == "cuda" and backend == "cpu":
+        pytest.skip("another device")
+    inputs, _, group, _, _ = truth((2, 33, 32, 8, 16))
+    args = [x.to(device).requires_grad_() for x in inputs]
+    operator = getattr(torch.ops.defocus, f"scan_{backend}").default
+    torch.library.opcheck(operator, (*args, 2.25, 1.5, group))
+
+
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_a_nan_stays_in_its_sample(device, backend):
+    inputs, _, group, expected, _ = truth((3, 2, 40, 8, 8))
+    changed = [x.clone() for x in inputs]
+    changed[0][1, 0, 0] = float("nan")
+    out = run([x.to(device) for x in changed], group, backend).cpu()
+    assert out[1].isnan().any()
+    assert_close(out[[0, 2]], expected[[0, 2]], "other samples", 5e-5)
+
+
+@pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[0] == "cpu"])
+def test_two_runs_give_the_same_bits(device, backend):
+    inputs, weight, group, _, _ = truth((3, 500, 72, 16, 24))
+
+    def once():
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = run(leaves, group, backend)
+        return out, *torch.autograd.grad((out * weight).sum(), leaves)
+
+    for first, second in zip(once(), once()):
+        assert torch.equal(first, second)
+
+
+def test_saved_memory_does_not_grow_with_the_states():
+    def saved(n):
+        inputs, _, group, _, _ = truth((1, 1000, 64, n, 64))
+        total = 0
+
+        def count(x):
+            nonlocal total
+            total += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            run([x.requires_grad_() for x in inputs], group, "torch")
+        return total
+
+    # Twice the states: B, C and the kept boundary states double, u, dt and z, which are 64 wide, do not.
+    assert saved(32) < 1.5 * saved(16)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(norm_group_dims=7), "norm_group_dims=7 does not divide the 40 channels"),
+        (dict(B=torch.zeros(3, 2, 6)), r"B must be \(3, 2, 8\)"),
+        (dict(u=torch.zeros(3, 40)), r"u must be \(b, l, d\)"),
+        (dict(backend="cuda"), "'cuda' is no backend of defocus_scan; there are: .*torch"),
+    ],
+)
+def test_bad_input(change, message):
+    inputs, *_ = truth((3, 2, 40, 8, 8))
+    arguments = dict(zip(NAMES, inputs), norm_group_dims=8) | change
+    with pytest.raises(ValueError, match=message):
+        defocus_scan(**arguments)

@@ -1,0 +1,266 @@
+"""The backbone against runs of the released modules, and what its users rely on."""
+
+import json
+
+import pytest
+import torch
+
+from backbones import DefocusMamba
+from backbones.mixers import MambaArch, MambaBlock
+from backbones.ops.selective_scan import DEFOCUS_SCAN
+from tests.testing import assert_close, load_fixture
+
+TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
+BACKENDS = [name for name, backend in DEFOCUS_SCAN.backends.items() if backend.refusal("cpu") is None]
+
+
+def tiny(**changes):
+    return DefocusMamba(**{"arch": TINY, **changes})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["block", "backbone_raster", "backbone_section"])
+def test_equals_the_released_modules(name, backend, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", backend)
+    tensors, weights, settings = load_fixture(name)
+    if name == "block":
+        model = MambaBlock(MambaArch(**TINY), rope_scale=20.0, delta_scale=4.57)
+    else:
+        section = int(settings["pretrain_size"]) if settings["section_rearrangement"] == "True" else None
+        model = tiny(section_size=section, rope_scale=20.0, delta_scale=4.57)
+    model.load_state_dict(weights)
+    model.eval()
+    image = tensors["input"].requires_grad_()
+    out = model(image)
+    out = out if name == "block" else out[0]
+    assert_close(out, tensors["output"], "output", 1e-5)
+    (out * tensors["loss_weight"]).sum().backward()
+    assert_close(image.grad, tensors["grad/input"], "input gradient", 1e-4)
+    for parameter_name, parameter in model.named_parameters():
+        truth = tensors[f"grad/{parameter_name}"]
+        if truth.any():
+            assert_close(parameter.grad, truth, parameter_name, 1e-4)
+        else:
+            # The class token comes last: no image token sees it.
+            assert parameter_name == "cls_token" and not parameter.grad.any()
+
+
+@pytest.mark.parametrize("arch, millions", [("small", 24.3), ("base", 91.11), ("large", 317.67)])
+def test_published_parameter_counts(arch, millions):
+    with torch.device("meta"):
+        model = DefocusMamba(arch)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert round(count, 1 if arch == "small" else 2) == millions
+
+
+@pytest.mark.parametrize("name, arch", [("base", "base"), ("large", "large")])
+def test_released_names_and_shapes(name, arch):
+    with open(f"tests/data/detector_keys_{name}.json") as file:
+        released = json.load(file)
+    prefix = "backbone."
+    released = {k.removeprefix(prefix): tuple(v) for k, v in released.items() if k.startswith(prefix)}
+    with torch.device("meta"):
+        model = DefocusMamba(arch)
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == released
+
+
+@pytest.mark.parametrize("section", [None, 32, (16, 48)])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (75, 107), (100, 1)])
+def test_any_image_size(size, section):
+    model = tiny(section_size=section, out_indices=(0, 1))
+    with torch.no_grad():
+        maps = model(torch.randn(2, 3, *size))
+    assert [m.shape for m in maps] == [(2, 64, -(-size[0] // 16), -(-size[1] // 16))] * 2
+    assert all(m.isfinite().all() for m in maps)
+    assert model.out_channels == (64, 64) and model.out_strides == (16, 16)
+
+
+def test_17_by_3000():
+    with torch.no_grad():
+        (out,) = tiny(section_size=224)(torch.randn(1, 3, 17, 3000))
+    assert out.shape == (1, 64, 2, 188) and out.isfinite().all()
+
+
+def test_causal_along_the_row_order():
+    model = tiny().eval()
+    image = torch.randn(1, 3, 64, 64)
+    changed = image.clone()
+    changed[..., 32:48, 16:32] += 1  # token 9 of 16
+    with torch.no_grad():
+        before, after = (model(x)[0].flatten(2) for x in (image, changed))
+    assert torch.equal(before[..., :9], after[..., :9])
+    assert (before[..., 9:] != after[..., 9:]).any(1).all()
+
+
+def test_causal_along_the_sections():
+    model = tiny(section_size=32).eval()
+    image = torch.randn(1, 3, 64, 64)
+    changed = image.clone()
+    changed[..., :16, 32:48] += 1  # the first token of the second section
+    with torch.no_grad():
+        same = (model(image)[0] == model(changed)[0]).all(1)[0]
+    first_section = torch.zeros(4, 4, dtype=torch.bool)
+    first_section[:2, :2] = True
+    assert torch.equal(same, first_section)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["autocast", "whole model"])
+def test_16_bit(dtype, how):
+    model = tiny(section_size=64, rope_scale=20.0, delta_scale=4.57)
+    image = torch.randn(2, 3, 100, 150)
+    expected = model(image)[0].detach()
+    if how == "autocast":
+        with torch.autocast("cpu", dtype):
+            (out,) = model(image)
+    else:
+        model = model.to(dtype)
+        (out,) = model(image.to(dtype))
+        assert out.dtype == dtype
+    out.float().square().mean().backward()
+    assert_close(out.float(), expected, "output", 4e-2)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_positions_are_counted_in_fp32_under_bf16():
+    # bf16 has no 257: were positions kept in it, neighbours there would share one angle, and this would not hold.
+    model = tiny(arch={**TINY, "depth": 1}).to(torch.bfloat16)
+    reference = tiny(arch={**TINY, "depth": 1})
+    reference.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
+    image = torch.randn(1, 3, 16, 16 * 1200)
+    with torch.no_grad():
+        out, expected = model(image.bfloat16())[0], reference(image.bfloat16().float())[0]
+    assert_close(out[..., -100:].float(), expected[..., -100:], "late tokens", 3e-2)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    plain, recomputing = tiny(drop_path_rate=0.5), tiny(drop_path_rate=0.5, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    image = torch.randn(4, 3, 32, 48)
+    for model in (plain, recomputing):
+        torch.manual_seed(3)
+        model.train()(image)[0].square().sum().backward()
+    for (name, a), b in zip(plain.named_parameters(), recomputing.parameters()):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_a_nan_image_stays_in_its_sample():
+    model = tiny(section_size=32).eval()
+    images = torch.randn(3, 3, 40, 50)
+    with torch.no_grad():
+        clean = model(images)[0]
+        images[1, 0, 3, 3] = float("nan")
+        out = model(images)[0]
+    assert out[1].isnan().any()
+    assert torch.equal(out[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    "stages, trained",
+    [
+        (-1, {"cls_token", "patch_embed", "blocks.0", "blocks.1", "norm"}),
+        (0, {"blocks.0", "blocks.1", "norm"}),
+        (1, {"blocks.1", "norm"}),
+        (2, set()),
+    ],
+)
+def test_frozen_stages(stages, trained):
+    model = tiny(frozen_stages=stages).train()
+    found = {
+        ".".join(name.split(".")[: 2 if name.startswith("blocks") else 1])
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert found == trained
+    assert model.training
+    assert all(model.blocks[i].training == (i >= stages) for i in range(2))
+
+
+def test_stochastic_depth_rises_linearly_over_blocks():
+    model = tiny(arch={**TINY, "depth": 5}, drop_path_rate=0.4)
+    assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_blocks_after_the_last_map_are_not_run():
+    model = tiny(arch={**TINY, "depth": 3}, out_indices=(0, 1))
+    out = model(torch.randn(1, 3, 16, 16))
+    sum(m.sum() for m in out).backward()
+    assert all(p.grad is None for p in model.blocks[2].parameters())
+    assert all(p.grad is not None for p in model.blocks[1].parameters())
+
+
+def test_weight_decay_spares_vectors_and_the_scans_constants():
+    spared = tiny().no_weight_decay()
+    decayed = {name for name, _ in tiny().named_parameters()} - spared
+    assert decayed == {"patch_embed.projection.weight"} | {
+        f"blocks.{i}.mixer.{name}.weight"
+        for i in range(2)
+        for name in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
+    }
+    assert {"cls_token", "blocks.0.mixer.A_log", "blocks.0.mixer.D", "blocks.1.mixer.freq"} <= spared
+
+
+def test_layer_ids():
+    model = tiny()
+    assert model.get_layer_id("cls_token") == model.get_layer_id("patch_embed.projection.weight") == 0
+    assert model.get_layer_id("blocks.0.mixer.A_log") == 1
+    assert model.get_layer_id("blocks.1.norm.weight") == 2
+    assert model.get_layer_id("norm.bias") == 3
+
+
+def test_initial_values():
+    mixer = tiny().blocks[0].mixer
+    n = torch.arange(1, 17)
+    torch.testing.assert_close(mixer.A_log[5].exp(), n.float())
+    torch.testing.assert_close(mixer.freq, (100 ** (-n / 16) - 0.01) / 0.99, rtol=1e-5, atol=1e-6)
+    step = torch.nn.functional.softplus(mixer.dt_proj.bias)
+    torch.testing.assert_close(step[[0, -1]], torch.tensor([0.001, 0.1]), rtol=1e-3, atol=0)
+    assert (mixer.D == 1).all() and mixer.dt_proj.weight.abs().max() <= 4**-0.5
+    assert abs(mixer.conv1d.weight.std().item() - 0.5**0.5) < 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(arch="huge"), ValueError, "no arch 'huge': choose one of small, base, large"),
+        (dict(arch=dict(TINY, widht=3)), ValueError, r"unknown keys \['widht'\]"),
+        (dict(arch=dict(embed_dims=64)), ValueError, "lacks sizes.*inner_dims.*depth"),
+        (dict(arch=7), TypeError, "arch must be one of small, base, large, or a dict"),
+        (dict(arch=dict(TINY, embed_dims=50, inner_dims=100)), ValueError, "embed_dims=50.* norm groups of 64"),
+        (dict(arch=dict(TINY, state_dims=15)), ValueError, "must be even, got 15"),
+        (dict(arch=dict(TINY, depth=0)), ValueError, "depth must be a positive integer, got 0"),
+        (dict(section_size=100), ValueError, "multiples of patch_size=16, got 100"),
+        (dict(out_indices=(2,)), ValueError, r"-2\.\.1, got \(2,\)"),
+        (dict(out_indices=(1, 0)), ValueError, "ascending"),
+        (dict(frozen_stages=3), ValueError, r"-1 \(none\) to 2"),
+        (dict(drop_path_rate=1.0), ValueError, r"\[0, 1\)"),
+        (dict(rope_scale=0), ValueError, "rope_scale must be positive"),
+        (dict(drop_pth_rate=0.1), TypeError, "drop_pth_rate"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 4, 16, 16), (1, 3, 0, 16)])
+def test_bad_images(shape):
+    with pytest.raises(ValueError, match=r"expected images \(b, 3, H, W\)"):
+        tiny()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+def test_compiles_as_one_graph_and_exports(backend, monkeypatch):
+    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", backend)
+    model = tiny(section_size=32)
+    image = torch.randn(2, 3, 40, 50)
+    expected = model(image)[0]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    out = compiled(image)[0]
+    assert_close(out, expected.detach(), "compiled", 1e-5)
+    grads = torch.autograd.grad(out.square().sum(), list(model.parameters()))
+    for a, b in zip(grads, torch.autograd.grad(expected.square().sum(), list(model.parameters()))):
+        if b.any():
+            assert_close(a, b, "compiled gradient", 1e-4)
+    exported = torch.export.export(model.eval(), (image,))
+    assert_close(exported.module()(image)[0], expected.detach(), "exported", 1e-5)

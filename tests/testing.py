@@ -1,0 +1,36 @@
+"""How tests compare: one tolerance a dtype, the same everywhere."""
+
+import torch
+from torch import Tensor
+
+# Largest error allowed, relative to the largest value of the truth.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+def relative_error(actual: Tensor, truth: Tensor, floor: float = 1e-30) -> float:
+    """max |actual - truth| / max(|truth|, floor), in float64; shapes must agree."""
+    assert actual.shape == truth.shape, f"{tuple(actual.shape)} != {tuple(truth.shape)}"
+    actual, truth = actual.detach().double().cpu(), truth.detach().double().cpu()
+    if truth.numel() == 0:
+        return 0.0
+    return ((actual - truth).abs().max() / truth.abs().max().clamp_min(floor)).item()
+
+
+def assert_close(
+    actual: Tensor, truth: Tensor, name: str = "value", tolerance: float | None = None, floor: float = 1e-30
+) -> None:
+    """Fails where `relative_error` exceeds the tolerance of the dtype of ``actual``, or is not a number."""
+    tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    error = relative_error(actual, truth, floor)
+    assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e} ({actual.dtype})"
+
+
+def load_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """A run of the released modules from `tests/data`: tensors, weights, settings."""
+    from safetensors import safe_open
+
+    with safe_open(f"tests/data/{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+        settings = file.metadata()
+    weights = {key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")}
+    return tensors, weights, settings
