@@ -1,7 +1,7 @@
 """Chooses the backend of an operation: the one place that does.
 
 A backend is data: a name, a test that says why it cannot serve a device, and a function. Operations list theirs
-in order of preference. `DEFOCUS_SCAN_BACKEND` (or the ``backend`` argument of an operation) forces one by name; a
+in order of preference. The ``backend`` argument of an operation, or its environment variable, forces one by name; a
 forced backend that cannot run raises with its reason, only the automatic choice falls through.
 """
 
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-ENV_VARIABLE = "DEFOCUS_SCAN_BACKEND"
-
 logger = logging.getLogger("backbones")
 
 
@@ -22,7 +20,7 @@ class Backend:
     """One way to run an operation.
 
     Attributes:
-        name: What users write in ``backend=`` and in `DEFOCUS_SCAN_BACKEND`.
+        name: What users write in ``backend=`` and in the operation's environment variable.
         run: The implementation, with the signature of the public operation less ``backend``.
         refusal: Given a device type ("cpu", "cuda", ...), None if the backend can serve it, else the reason.
         automatic: Whether the backend may be chosen without being named.
@@ -45,10 +43,12 @@ class Operation:
     Args:
         name: Shown in messages; unique.
         backends: First come, first served among those that are automatic and do not refuse.
+        environment: The variable that forces a backend.
     """
 
-    def __init__(self, name: str, backends: Sequence[Backend]):
+    def __init__(self, name: str, backends: Sequence[Backend], environment: str):
         self.name = name
+        self.environment = environment
         self.backends = {backend.name: backend for backend in backends}
         self._selected: dict[tuple, str] = {}
         _operations[name] = self
@@ -58,7 +58,7 @@ class Operation:
 
         Args:
             device_type: As in ``tensor.device.type``.
-            requested: A backend's name; None asks `DEFOCUS_SCAN_BACKEND`, and without it chooses.
+            requested: A backend's name; None asks the environment, and without an answer chooses.
 
         Raises:
             ValueError: The name is none of this operation's backends.
@@ -67,7 +67,7 @@ class Operation:
         return self.backends[_select(self.name, device_type, requested)]
 
     def _choose(self, device_type: str, requested: str | None, environment: str | None) -> str:
-        name, source = (requested, "backend=") if requested else (environment, f"{ENV_VARIABLE}=")
+        name, source = (requested, "backend=") if requested else (environment, f"{self.environment}=")
         if name is not None:
             if name not in self.backends:
                 known = ", ".join(self.backends)
@@ -98,7 +98,7 @@ _operations: dict[str, Operation] = {}
 @torch.compiler.assume_constant_result
 def _select(operation: str, device_type: str, requested: str | None) -> str:
     operation = _operations[operation]
-    key = (device_type, requested, os.environ.get(ENV_VARIABLE) or None)
+    key = (device_type, requested, os.environ.get(operation.environment) or None)
     if key not in operation._selected:
         operation._selected[key] = operation._choose(*key)
     return operation._selected[key]

@@ -16,6 +16,7 @@ def operation():
             Backend("named", lambda: "named", serves_every_device, automatic=False),
             Backend("plain", lambda: "plain", serves_every_device),
         ),
+        environment="DANCE_BACKEND",
     )
 
 
@@ -32,14 +33,14 @@ def test_choice_and_refusals_are_logged_once(operation, caplog):
 
 
 def test_environment_forces(operation, monkeypatch):
-    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", "named")
+    monkeypatch.setenv("DANCE_BACKEND", "named")
     assert operation.select("cuda").name == "named"
     assert operation.select("cuda", "plain").name == "plain"
 
 
 def test_forced_backend_that_cannot_run_says_why(operation, monkeypatch):
-    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", "fast")
-    with pytest.raises(RuntimeError, match="DEFOCUS_SCAN_BACKEND='fast' cannot run on cpu: needs CUDA"):
+    monkeypatch.setenv("DANCE_BACKEND", "fast")
+    with pytest.raises(RuntimeError, match="DANCE_BACKEND='fast' cannot run on cpu: needs CUDA"):
         operation.select("cpu")
 
 
@@ -49,6 +50,6 @@ def test_unknown_name_lists_the_known(operation):
 
 
 def test_nothing_fits():
-    operation = Operation("dance", (Backend("fast", print, lambda device: "needs CUDA"),))
+    operation = Operation("dance", (Backend("fast", print, lambda device: "needs CUDA"),), "DANCE_BACKEND")
     with pytest.raises(RuntimeError, match=r"no backend serves cpu .*needs CUDA"):
         operation.select("cpu")

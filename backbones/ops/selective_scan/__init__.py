@@ -2,16 +2,26 @@
 
 from torch import Tensor
 
+from backbones.ops import cpu_extension
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
 from backbones.ops.selective_scan.chunked import chunked_defocus_scan
+from backbones.ops.selective_scan.cpu import cpu_defocus_scan
+from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
+from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
 from backbones.ops.selective_scan.naive import naive_defocus_scan
+from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
+from backbones.ops.selective_scan.triton_backend import triton_defocus_scan
 
 DEFOCUS_SCAN = Operation(
     "defocus_scan",
     (
+        Backend("cpu", cpu_defocus_scan, cpu_extension.refusal),
+        Backend("triton", triton_defocus_scan, triton_refusal),
         Backend("torch", chunked_defocus_scan, serves_every_device),
         Backend("reference", naive_defocus_scan, serves_every_device, automatic=False),
+        Backend("mamba_ssm", mamba_ssm_defocus_scan, mamba_ssm_refusal, automatic=False),
     ),
+    environment="DEFOCUS_SCAN_BACKEND",
 )
 
 

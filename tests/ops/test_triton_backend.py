@@ -1,0 +1,213 @@
+"""The Triton kernels: in Triton's interpreter, through the compiler for H200, and on a GPU where there is one.
+
+The interpreter has to be on before Triton is imported, so `test_in_the_interpreter` runs this file again in a process
+of its own. By hand: ``TRITON_INTERPRET=1 pytest tests/ops/test_triton_backend.py``.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from backbones.ops import causal_conv1d_silu, defocus_scan
+from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
+from tests.ops.test_selective_scan import NAMES, check, run, truth
+from tests.testing import assert_close
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA = torch.cuda.is_available()
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA GPU, and the interpreter off")
+in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+
+# (b, l, d, n, norm group): sizes that fill no block of channels, states, chunks or pieces of chunks, and one of more
+# chunks than are joined at once. An interpreted token takes milliseconds.
+SHAPES = [
+    (1, 1, 48, 8, 16),
+    (3, 2, 64, 16, 64),
+    (1, 63, 48, 32, 16),
+    (1, 100, 64, 16, 32),
+    (3, 34, 48, 6, 24),
+    (1, 300, 16, 2, 16),
+]
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="this is it")
+def test_in_the_interpreter():
+    tests = [
+        "tests/ops/test_triton_backend.py::test_matches_definition",
+        "tests/ops/test_triton_backend.py::test_16_bit",
+        "tests/ops/test_selective_scan.py::test_views_are_taken_as_they_are",
+        "tests/ops/test_selective_scan.py::test_registered_with_torch_library",
+        "tests/ops/test_selective_scan.py::test_a_nan_stays_in_its_sample",
+        "tests/ops/test_causal_conv1d.py::test_matches_definition",
+    ]
+    # No GPU there, so that none of them runs as anything but interpreted.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "triton", *tests]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    summary = result.stdout.strip().splitlines()[-1:]
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in summary[0] and " skipped" not in summary[0], summary
+
+
+@in_interpreter
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-L{}-D{}-N{}-G{}".format(*s))
+def test_matches_definition(shape):
+    check(truth(shape), "cpu", "triton", tolerance=5e-5)
+
+
+@in_interpreter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit(dtype):
+    check(truth((1, 70, 48, 8, 16), dtype), "cpu", "triton")
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 100, 1536, 16, 64), (1, 70, 120, 6, 24), (1, 1, 1, 2, 1)], ids=str)
+def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction, mangle_type
+
+    from backbones.ops.causal_conv1d import triton_kernels as conv
+    from backbones.ops.selective_scan import triton_kernels as scan
+
+    compiled = set()
+
+    def compile_instead(kernel, *args, grid, warmup, num_warps, **constants):
+        signature, constexprs, attributes = {}, {}, {}
+        values = dict(zip([p.name for p in kernel.params], args)) | constants
+        for i, p in enumerate(kernel.params):
+            value = values[p.name]
+            # As at a launch: an integer of 1 becomes a constant, multiples of 16 and aligned addresses are made use of.
+            free = not p.do_not_specialize
+            if p.is_constexpr or (type(value) is int and value == 1 and free):
+                signature[p.name], constexprs[(i,)] = "constexpr", value
+                continue
+            signature[p.name] = mangle_type(value)
+            if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and free):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(kernel, signature, constexprs, attributes)
+        result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+        assert result.asm["cubin"]
+        assert result.metadata.shared <= 227 * 1024
+        compiled.add(kernel.__name__)
+
+    monkeypatch.setattr(JITFunction, "run", compile_instead)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    b, l, d, n, group = shape
+    u, z = torch.zeros(b, l, 2 * d, dtype=dtype).chunk(2, -1)
+    dt, (B, C) = torch.zeros(b, l, d, dtype=dtype), torch.zeros(b, l, 2 * n, dtype=dtype).chunk(2, -1)
+    A, D, freq, dt_bias = torch.zeros(d, n), torch.zeros(d), torch.zeros(n), torch.zeros(d)
+    inputs = (u, dt, A, B, C, D, z, freq, dt_bias, 2.25, 1.5, group)
+    out, states = scan.forward(*inputs)
+    scan.backward(out, states, *inputs)
+    weight, bias = torch.zeros(d, 1, 4, dtype=dtype), torch.zeros(d, dtype=dtype)
+    conv.backward(conv.forward(u, weight, bias), u, weight, bias)
+    kernels = {name for module in (scan, conv) for name in vars(module) if name.endswith("_kernel")}
+    # One chunk needs no end state for the next.
+    assert compiled == kernels - ({"_chunk_state_kernel"} if l == 1 else set())
+
+
+@pytest.mark.skipif(not (CUDA or INTERPRETED), reason="needs a CUDA GPU or the interpreter")
+def test_float64_is_refused():
+    device = "cpu" if INTERPRETED else "cuda"
+    inputs, *_ = truth((1, 1, 48, 8, 16))
+    with pytest.raises(ValueError, match=r'got u in torch.float64: cast it, or choose backend="torch"'):
+        run([x.double().to(device) for x in inputs], 16, "triton")
+    x = torch.zeros(1, 2, 3, dtype=torch.float64, device=device)
+    with pytest.raises(ValueError, match=r'got x in torch.float64: cast it, or choose backend="torch"'):
+        causal_conv1d_silu(x, x.new_zeros(3, 1, 4), x.new_zeros(3), backend="triton")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="served there")
+def test_refusal_on_the_cpu_says_why():
+    inputs, *_ = truth((1, 1, 48, 8, 16))
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run on cpu: (Triton kernels need CUDA|.*install)"):
+        run(inputs, 16, "triton")
+    with pytest.raises(RuntimeError, match="backend='mamba_ssm' cannot run on cpu: the kernels of mamba_ssm need CUDA"):
+        run(inputs, 16, "mamba_ssm")
+
+
+def test_kernels_are_not_imported_before_they_run():
+    # None in place of a module makes its import fail: the package has to work without Triton.
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+import backbones.ops
+from backbones.ops.selective_scan import DEFOCUS_SCAN
+assert not [name for name in sys.modules if name.endswith("triton_kernels")]
+assert "not installed" in DEFOCUS_SCAN.backends["triton"].refusal("cuda")
+x = torch.ones(1, 3, 8)
+v, A = torch.ones(8), -torch.ones(8, 2)
+BC = torch.ones(1, 3, 2)
+backbones.ops.defocus_scan(x, x, A, BC, BC, v, x, torch.ones(2), v, norm_group_dims=8, backend="torch")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_what_mamba_ssm_is_given(monkeypatch):
+    """With the formula in place of the package, in the package's layout: this is our half of the backend."""
+
+    def selective_scan_fn(u, delta, A, B, C):
+        b, d, l = u.shape
+        assert delta.shape == (b, d, l) and B.shape == C.shape == (b, 1, A.shape[1], l)
+        assert all(x.dtype == torch.float32 for x in (u, delta, A, B, C))
+        h, ys = u.new_zeros(b, d, A.shape[1]), []
+        for t in range(l):
+            h = torch.exp(delta[..., t, None] * A) * h + (delta * u)[..., t, None] * B[..., t]
+            ys.append((h * C[..., t]).sum(-1))
+        return torch.stack(ys, -1)
+
+    module = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    module.selective_scan_fn = selective_scan_fn
+    monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops", types.ModuleType("mamba_ssm.ops"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    inputs, weight, group, expected, expected_grads = truth((3, 34, 48, 6, 24))
+    leaves = [x.requires_grad_() for x in inputs]
+    out = mamba_ssm_defocus_scan(*leaves, 2.25, 1.5, group)
+    assert_close(out, expected, "output", 5e-5)
+    for name, actual, grad in zip(NAMES, torch.autograd.grad((out * weight).sum(), leaves), expected_grads):
+        assert_close(actual, grad, f"gradient of {name}", 5e-5)
+
+
+@on_gpu
+def test_4705_tokens():
+    check(truth((1, 4705, 192, 16, 64)), "cuda", "triton", tolerance=5e-5)
+
+
+@on_gpu
+def test_65536_tokens_of_the_base_size_are_finite_and_repeat():
+    l, d, n = 65536, 1536, 16
+    g = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*size, dtype=torch.bfloat16):
+        return torch.randn(*size, generator=g, device="cuda").to(dtype)
+
+    A = -torch.arange(1, n + 1, device="cuda").float().expand(d, n)
+    D, dt_bias = normal(d, dtype=torch.float32), normal(d, dtype=torch.float32) - 2
+    freq = torch.rand(n, generator=g, device="cuda")
+    inputs = [normal(1, l, d), normal(1, l, d), A, normal(1, l, n), normal(1, l, n), D, normal(1, l, d), freq, dt_bias]
+
+    def once():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = defocus_scan(*leaves, backend="triton")
+        return out, *torch.autograd.grad(out.float().square().sum(), leaves)
+
+    for name, first, second in zip(("output", *NAMES), once(), once()):
+        assert first.isfinite().all(), name
+        assert torch.equal(first, second), name
