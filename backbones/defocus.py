@@ -1,6 +1,6 @@
 """The De-focus backbone: image to tokens to sequence to blocks to maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from backbones.layers.drop_path import drop_path_rates
 from backbones.layers.norms import LayerNorm
 from backbones.layers.patch_embed import PatchEmbed
 from backbones.layers.scan_order import to_grid, to_sequence
-from backbones.mixers import MambaArch, MambaBlock
-from backbones.variants import MAMBA_ARCHS, resolve_arch
+from backbones.mixers import MambaBlock, RetNetBlock, ViTBlock
+from backbones.mixers.sizes import resolve_arch
+
+# Name to class, filled by the definition of each family.
+FAMILIES: dict[str, type["DefocusBackbone"]] = {}
 
 
 class DefocusBackbone(nn.Module):
@@ -19,39 +22,60 @@ class DefocusBackbone(nn.Module):
 
     The class token stands at the end of the sequence, where it has seen everything; the maps leave it out.
 
+    A family is a subclass that names its block: ``class DefocusX(DefocusBackbone, block=XBlock)``. The block is built
+    as ``XBlock(arch, drop_path, rope_scale, delta_scale, **mixer)``, maps `(b, l, embed_dims)` to the same, and has
+    `archs`, its table of sizes, and `undecayed`, the names of parameters that should not decay.
+
     Args:
-        block: Builds one block from its drop-path rate; the block maps `(b, l, embed_dims)` to the same.
-        embed_dims: Width of the residual stream.
-        depth: Number of blocks.
+        arch: A name in the block's table, or a dict of its sizes, among them ``embed_dims`` and ``depth``.
         in_channels: Channels of the image.
         patch_size: Side of a patch in pixels: the stride of the maps.
         section_size: Side, or (height, width), in pixels of the sections of the 2D-section scan, multiples of
             ``patch_size``; None for row order.
+        rope_scale: Divides the position in the phase; about the ratio of the sequence lengths of use and
+            pre-training.
+        delta_scale: Divides the step or distance in the decay; about the ratio of the resolutions of use and
+            pre-training.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         out_indices: Blocks whose output becomes a map; negative ones count from the end. The last block's map
             passes through the final norm. Blocks after the last one named are not run.
         frozen_stages: -1 freezes nothing; k ≥ 0 freezes patch embedding, class token and the first k blocks
             (with all blocks, the final norm too).
         with_cp: Recompute each block in backward instead of keeping its activations.
+        **mixer: Further arguments of the block, which rejects those it does not know.
 
     Raises:
         ValueError: An argument outside its range; the message names the range.
     """
 
+    block: type[nn.Module]
+
+    def __init_subclass__(cls, block: type[nn.Module] | None = None, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if block is not None:
+            cls.block = block
+            FAMILIES[cls.__name__] = cls
+
     def __init__(
         self,
-        block: Callable[[float], nn.Module],
-        embed_dims: int,
-        depth: int,
+        arch: str | dict = "base",
         in_channels: int = 3,
         patch_size: int = 16,
         section_size: int | Sequence[int] | None = None,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
         drop_path_rate: float = 0.0,
         out_indices: int | Sequence[int] = (-1,),
         frozen_stages: int = -1,
         with_cp: bool = False,
+        **mixer,
     ):
         super().__init__()
+        sizes = resolve_arch(arch, self.block.archs)
+        embed_dims, depth = sizes.embed_dims, sizes.depth
+        for name, value in (("rope_scale", rope_scale), ("delta_scale", delta_scale)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
         if not -1 <= frozen_stages <= depth:
@@ -65,7 +89,9 @@ class DefocusBackbone(nn.Module):
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
-        self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path_rate, depth))
+        self.blocks = nn.ModuleList(
+            self.block(sizes, rate, rope_scale, delta_scale, **mixer) for rate in drop_path_rates(drop_path_rate, depth)
+        )
         self.norm = LayerNorm(embed_dims, eps=1e-5)
         nn.init.trunc_normal_(self.patch_embed.projection.weight, std=0.02)
         # Not zero: a token of padding would be the zero vector, where RMSNorm's gradient is 1 / sqrt(eps) = 316 and
@@ -97,19 +123,23 @@ class DefocusBackbone(nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        in_channels = self.patch_embed.projection.in_channels
-        if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
-            raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
+        return self.forward_maps(x, self.out_indices)
+
+    def forward_maps(self, x: Tensor, out_indices: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """As `forward`, with other blocks: ``out_indices`` ascending and none negative."""
         rows, columns = (-(-side // self.patch_size) for side in x.shape[-2:])
         sequence, h, w = self._to_sequence(x)
         maps = []
-        for features in self._run_blocks(sequence):
+        for features in self._run_blocks(sequence, out_indices):
             grid = to_grid(features[:, :-1], h, w, self.section)
             maps.append(grid[:, :rows, :columns].permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
 
     def _to_sequence(self, x: Tensor) -> tuple[Tensor, int, int]:
         """`(b, l, embed_dims)` in at least fp32 with the class token last, and the padded grid's sides."""
+        in_channels = self.patch_embed.projection.in_channels
+        if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
+            raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
         section = self.section or (1, 1)
         grid = self.patch_embed(x, (section[0] * self.patch_size, section[1] * self.patch_size))
         tokens = to_sequence(grid, self.section)
@@ -118,14 +148,28 @@ class DefocusBackbone(nn.Module):
         cls_token = self.cls_token.to(dtype).expand(tokens.shape[0], -1, -1)
         return torch.cat((tokens.to(dtype), cls_token), dim=1), grid.shape[1], grid.shape[2]
 
-    def _run_blocks(self, x: Tensor):
+    def forward_sequence(self, x: Tensor) -> Tensor:
+        """All tokens after the last block and the final norm, `(b, l, embed_dims)`, the class token last.
+
+        Args:
+            x: `(b, in_channels, H, W)`; the tokens stand in scan order, those of padding among them.
+        """
+        for sequence in self._run_blocks(self._to_sequence(x)[0], (len(self.blocks) - 1,)):
+            return sequence
+
+    def set_drop_path_rate(self, rate: float) -> None:
+        """Sets the stochastic depth of the last block to ``rate``, of the others linearly down to 0 at the first."""
+        for block, block_rate in zip(self.blocks, drop_path_rates(rate, len(self.blocks)), strict=True):
+            block.drop_path.drop_prob = block_rate
+
+    def _run_blocks(self, x: Tensor, out_indices: tuple[int, ...]):
         """Yields the sequence `(b, l, embed_dims)` after each out index."""
-        for i, block in enumerate(self.blocks[: self.out_indices[-1] + 1]):
+        for i, block in enumerate(self.blocks[: out_indices[-1] + 1]):
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-            if i in self.out_indices:
+            if i in out_indices:
                 yield self.norm(x) if i == len(self.blocks) - 1 else x.to(self.norm.weight.dtype)
 
     def train(self, mode: bool = True):
@@ -149,7 +193,7 @@ class DefocusBackbone(nn.Module):
         """Names of the parameters that should not decay: vectors, the class token, the scan's own constants."""
         names = {"cls_token"}
         for name, parameter in self.named_parameters():
-            kept = "blocks." in name and name.rsplit(".", 1)[-1] in self.blocks[0].undecayed()
+            kept = "blocks." in name and name.rsplit(".", 1)[-1] in self.block.undecayed
             if kept or parameter.ndim == 1:
                 names.add(name)
         return names
@@ -168,55 +212,19 @@ class DefocusBackbone(nn.Module):
         return 0 if name.startswith(("patch_embed.", "cls_token")) else len(self.blocks) + 1
 
 
-class DefocusMamba(DefocusBackbone):
-    """De-focus Mamba (arXiv 2406.04342, eq. 9) as a plain backbone.
+class DefocusMamba(DefocusBackbone, block=MambaBlock):
+    """De-focus Mamba (eq. 9). ``arch``: "small", "base", "large", or the fields of `mixers.mamba.MambaArch`."""
 
-    Args:
-        arch: "small", "base", "large", or a dict with the fields of `backbones.mixers.MambaArch`.
-        in_channels: Channels of the image.
-        patch_size: Side of a patch in pixels.
-        section_size: Sections of the 2D-section scan in pixels, an int or (height, width); None for row order.
-        rope_scale: Divides the position before the phase; about the ratio of the sequence lengths of use and
-            pre-training.
-        delta_scale: Divides the step sizes; about the ratio of the resolutions of use and pre-training.
-        drop_path_rate: Stochastic depth of the last block.
-        out_indices: Blocks whose output becomes a map.
-        frozen_stages: -1 for none, k for patch embedding, class token and the first k blocks.
-        with_cp: Recompute each block in backward instead of keeping its activations.
 
-    Raises:
-        ValueError: An argument outside its range; the message names the range.
+class DefocusViT(DefocusBackbone, block=ViTBlock):
+    """De-focus ViT (eq. 8). ``arch``: "small", "base", or the fields of `mixers.vit.ViTArch`.
+
+    With ``causal=False`` each token sees all others, the decay taking the distance either way.
     """
 
-    def __init__(
-        self,
-        arch: str | dict | MambaArch = "base",
-        in_channels: int = 3,
-        patch_size: int = 16,
-        section_size: int | Sequence[int] | None = None,
-        rope_scale: float = 1.0,
-        delta_scale: float = 1.0,
-        drop_path_rate: float = 0.0,
-        out_indices: int | Sequence[int] = (-1,),
-        frozen_stages: int = -1,
-        with_cp: bool = False,
-    ):
-        sizes = resolve_arch(arch, MAMBA_ARCHS)
-        for name, value in (("rope_scale", rope_scale), ("delta_scale", delta_scale)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        super().__init__(
-            lambda drop_path: MambaBlock(sizes, drop_path, rope_scale, delta_scale),
-            sizes.embed_dims,
-            sizes.depth,
-            in_channels=in_channels,
-            patch_size=patch_size,
-            section_size=section_size,
-            drop_path_rate=drop_path_rate,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            with_cp=with_cp,
-        )
+
+class DefocusRetNet(DefocusBackbone, block=RetNetBlock):
+    """De-focus RetNet (eq. 4). ``arch``: "base", or the fields of `mixers.retnet.RetNetArch`."""
 
 
 def _section_in_tokens(section_size, patch_size: int) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backbones import DefocusMamba
-from backbones.mixers import MambaArch, MambaBlock
+from backbones.mixers.mamba import MambaArch, MambaBlock
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 from tests.testing import assert_close, load_fixture
 

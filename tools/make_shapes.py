@@ -57,7 +57,7 @@ COLORS = (
 )
 SPLITS = ("train", "val")
 # A set drawn by another version of this file is not reused.
-VERSION = 1
+VERSION = 2
 
 MIN_SIZE = 32
 MIN_OBJECTS, MAX_OBJECTS = 2, 7
@@ -414,8 +414,8 @@ def _draw_coverage(rng: np.random.Generator, shape: str, height: int, width: int
         How far each pixel of a window is covered, 0 to 255, and the window's top and left in the image.
     """
     long_side = max(height, width)
-    least, most = max(MIN_DIAMETER, long_side / 20), long_side / 2
-    diameter = least * (most / least) ** (rng.random() ** 0.6)
+    least, most = max(MIN_DIAMETER, long_side / 14), long_side * 0.6
+    diameter = least * (most / least) ** (rng.random() ** 0.5)
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stretch = np.array([1, rng.uniform(0.85, 1)])

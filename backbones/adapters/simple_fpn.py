@@ -26,19 +26,24 @@ class SimpleFPN(nn.Module):
     Args:
         in_channels: Channels of that map, a multiple of 4.
         out_channels: Channels of every output.
-        num_outs: Number of outputs from stride 4 on; beyond stride 32 each subsamples the one before.
+        num_outs: Number of outputs; beyond stride 32 each subsamples the one before.
+        start_level: The finest output: 0 for stride 4, 1 for 8, 2 for 16, 3 for 32. Stock DINO, whose scales are 8 to
+            64, takes 1.
 
     Raises:
         ValueError: An argument outside its range.
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 256, num_outs: int = 4):
+    def __init__(self, in_channels: int, out_channels: int = 256, num_outs: int = 4, start_level: int = 0):
         super().__init__()
         if not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
             raise ValueError(f"in_channels must be one positive multiple of 4, got {in_channels!r}")
         if num_outs < 1:
             raise ValueError(f"num_outs must be at least 1, got {num_outs}")
+        if start_level not in range(4):
+            raise ValueError(f"start_level must be 0 (stride 4) to 3 (stride 32), got {start_level}")
         self.num_outs = num_outs
+        used = slice(start_level, start_level + num_outs)
         half, quarter = in_channels // 2, in_channels // 4
         levels = [
             nn.Sequential(
@@ -50,12 +55,11 @@ class SimpleFPN(nn.Module):
             nn.Sequential(nn.ConvTranspose2d(in_channels, half, 2, 2)),
             nn.Identity(),
             _Halve(),
-        ][:num_outs]
-        self._levels = []
-        for i, level in enumerate(levels, start=1):
-            self.add_module(f"fpn{i}", level)
-            self._levels.append(f"fpn{i}")
-        channels = (quarter, half, in_channels, in_channels)[:num_outs]
+        ]
+        self._levels = [f"fpn{i}" for i in range(1, 5)][used]
+        for name, level in zip(self._levels, levels[used], strict=True):
+            self.add_module(name, level)
+        channels = (quarter, half, in_channels, in_channels)[used]
         self.lateral_convs = nn.ModuleList(ConvNorm(c, out_channels, 1) for c in channels)
         self.fpn_convs = nn.ModuleList(ConvNorm(out_channels, out_channels, 3) for _ in channels)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from backbones.checkpoints.read import CheckpointError
 
 # Where checkpoints keep their weights, best first: an average generalises better than the last step.
-_CONTAINERS = ("model_ema", "ema_state_dict", "state_dict", "model", "module")
+_CONTAINERS = ("model_ema", "ema_state_dict", "state_dict_ema", "state_dict", "model", "module")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "net.")
 
 
@@ -18,7 +18,7 @@ def weights_of(checkpoint: Mapping, container: str | None = None) -> tuple[dict[
     Args:
         checkpoint: What `read_checkpoint` returned.
         container: The key that holds the state dict; None takes the first of `model_ema`, `ema_state_dict`,
-            `state_dict`, `model`, `module` that is there, else the checkpoint itself.
+            `state_dict_ema`, `state_dict`, `model`, `module` that is there, else the checkpoint itself.
 
     Returns:
         Name to tensor, and the key it stood under (None for the checkpoint itself).

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 
-_FRAMEWORKS = {"mmengine": "openmmlab"}
+_FRAMEWORKS = {"mmengine": "openmmlab", "timm": "timm"}
 
 
 def register_installed() -> None:

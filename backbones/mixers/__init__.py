@@ -1,5 +1,7 @@
-"""Token mixers: one file each."""
+"""Token mixers, one file each: sizes, mixer, block."""
 
-from backbones.mixers.mamba import MambaArch, MambaBlock
+from backbones.mixers.mamba import MambaBlock
+from backbones.mixers.retnet import RetNetBlock
+from backbones.mixers.vit import ViTBlock
 
-__all__ = ["MambaArch", "MambaBlock"]
+__all__ = ["MambaBlock", "RetNetBlock", "ViTBlock"]

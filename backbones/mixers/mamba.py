@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,13 @@ class MambaBlock(nn.Module):
         delta_scale: Divides the step sizes.
     """
 
+    archs: ClassVar = {
+        "small": MambaArch(embed_dims=384, inner_dims=768, depth=24),
+        "base": MambaArch(embed_dims=768, inner_dims=1536, depth=24),
+        "large": MambaArch(embed_dims=1024, inner_dims=2048, depth=48),
+    }
+    undecayed = ("A_log", "D", "freq")
+
     def __init__(self, arch: MambaArch, drop_path: float = 0.0, rope_scale: float = 1.0, delta_scale: float = 1.0):
         super().__init__()
         self.norm = RMSNorm(arch.embed_dims)
@@ -134,8 +142,3 @@ class MambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(b, l, embed_dims)` to the same."""
         return x + self.drop_path(self.mixer(self.norm(x)))
-
-    @staticmethod
-    def undecayed() -> tuple[str, ...]:
-        """Names of the mixer's parameters that weight decay would pull off their meaning."""
-        return ("A_log", "D", "freq")

@@ -11,9 +11,7 @@ model = dict(
         rope_scale=20.0,  # about (1024 / 224)^2, the ratio of sequence lengths
         delta_scale=4.57,  # 1024 / 224, the ratio of resolutions
         drop_path_rate=0.5,
-        with_cp=True,
-        # Give the classifier by --cfg-options model.backbone.init_cfg.checkpoint=FILE; None trains from scratch.
-        init_cfg=None),
+        with_cp=True),
     neck=dict(_delete_=True, type='SimpleFPN', in_channels=768, out_channels=256, num_outs=4))
 
 optim_wrapper = dict(

@@ -16,15 +16,15 @@ def test_equals_the_released_neck():
 
 
 @pytest.mark.parametrize("num_outs", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 10)])
-def test_scales(num_outs, size):
-    neck = SimpleFPN(16, 8, num_outs)
+@pytest.mark.parametrize("size, start", [((1, 1), 0), ((1, 7), 0), ((6, 10), 0), ((6, 10), 1), ((6, 10), 3)])
+def test_scales(num_outs, size, start):
+    neck = SimpleFPN(16, 8, num_outs, start)
     outs = neck(torch.randn(2, 16, *size))
     h, w = size
     sides = [(4 * h, 4 * w), (2 * h, 2 * w), (h, w), (max(h // 2, 1), max(w // 2, 1))]
-    while len(sides) < num_outs:
+    while len(sides) < start + num_outs:
         sides.append(tuple(-(-side // 2) for side in sides[-1]))
-    assert [tuple(out.shape) for out in outs] == [(2, 8, *s) for s in sides[:num_outs]]
+    assert [tuple(out.shape) for out in outs] == [(2, 8, *s) for s in sides[start : start + num_outs]]
     sum(out.sum() for out in outs).backward()
     assert all(p.grad is not None for p in neck.parameters())
 
@@ -40,7 +40,13 @@ def test_16_bit_model():
 
 
 @pytest.mark.parametrize(
-    "arguments", [dict(in_channels=30), dict(in_channels=[64, 64]), dict(in_channels=16, num_outs=0)]
+    "arguments",
+    [
+        dict(in_channels=30),
+        dict(in_channels=[64, 64]),
+        dict(in_channels=16, num_outs=0),
+        dict(in_channels=16, start_level=4),
+    ],
 )
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="got"):

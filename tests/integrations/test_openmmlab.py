@@ -93,3 +93,35 @@ def test_a_broken_framework_is_not_hidden(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import backbones"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "absent_dependency" in result.stderr and result.returncode != 0
+
+
+@pytest.mark.parametrize("loop", ["epochs", "iterations"])
+def test_drop_path_rises_while_mmengine_trains(loop, tmp_path):
+    from mmengine.model import BaseModel
+    from mmengine.registry import HOOKS
+    from mmengine.runner import Runner
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone = MODELS.build(dict(type="DefocusMamba", arch=TINY))
+            self.seen = []
+
+        def forward(self, images, mode="loss"):
+            self.seen.append(self.backbone.blocks[-1].drop_path.drop_prob)
+            return dict(loss=self.backbone(images)[0].mean())
+
+    model = Model()
+    train_cfg = dict(by_epoch=True, max_epochs=3) if loop == "epochs" else dict(by_epoch=False, max_iters=6)
+    Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=torch.utils.data.DataLoader(torch.zeros(2, 3, 16, 16)),
+        train_cfg=train_cfg,
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
+        custom_hooks=[HOOKS.build(dict(type="DropPathScheduleHook", start=0.1, end=0.6))],
+        log_level="ERROR",
+        experiment_name=loop,
+    ).train()
+    expected = [0.1, 0.1, 0.35, 0.35, 0.6, 0.6] if loop == "epochs" else [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert model.seen == pytest.approx(expected)

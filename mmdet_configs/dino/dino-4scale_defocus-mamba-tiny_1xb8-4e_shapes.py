@@ -7,22 +7,23 @@ classes = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
 embed_dims = 128
 model = dict(
     num_queries=100,
-    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0], pad_size_divisor=16),
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0], pad_size_divisor=8),
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=192, inner_dims=384, depth=6, dt_rank=12),
+        patch_size=8,
         section_size=None,
         rope_scale=1.0,
         delta_scale=1.0,
         drop_path_rate=0.0,
         with_cp=False),
-    neck=dict(in_channels=192, out_channels=embed_dims),
+    neck=dict(in_channels=192, out_channels=embed_dims, start_level=2),  # strides 8, 16, 32, 64
     encoder=dict(
         num_layers=2,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims, num_points=2),
             ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
     decoder=dict(
-        num_layers=2,
+        num_layers=3,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims),
             cross_attn_cfg=dict(embed_dims=embed_dims),
@@ -41,7 +42,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='Resize', scale=(160, 160), keep_ratio=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
@@ -67,7 +68,7 @@ test_evaluator = val_evaluator
 
 # From scratch there is no reason to train the backbone more slowly than the head.
 optim_wrapper = dict(
-    optimizer=dict(lr=4e-4),
+    optimizer=dict(lr=5e-4),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=1.0),
@@ -76,8 +77,8 @@ optim_wrapper = dict(
             '.mixer.D': dict(lr_mult=1.0),
         }))
 
-max_epochs = 30
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+max_epochs = 4
+train_cfg = dict(max_epochs=max_epochs, val_interval=1)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),

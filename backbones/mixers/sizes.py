@@ -1,15 +1,7 @@
-"""The published sizes, as a table."""
+"""From what users write as ``arch`` to sizes."""
 
 from dataclasses import fields
 from typing import Any
-
-from backbones.mixers import MambaArch
-
-MAMBA_ARCHS = {
-    "small": MambaArch(embed_dims=384, inner_dims=768, depth=24),
-    "base": MambaArch(embed_dims=768, inner_dims=1536, depth=24),
-    "large": MambaArch(embed_dims=1024, inner_dims=2048, depth=48),
-}
 
 
 def resolve_arch(arch: str | dict | Any, table: dict[str, Any]) -> Any:

@@ -1,0 +1,164 @@
+"""What every family promises, whatever mixes its tokens."""
+
+import pytest
+import torch
+
+from backbones.defocus import FAMILIES
+from tests.testing import assert_close
+
+TINY = {
+    "DefocusMamba": dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4),
+    "DefocusViT": dict(embed_dims=48, depth=2, num_heads=3),
+    "DefocusRetNet": dict(embed_dims=48, depth=2, num_heads=3, value_dims=96, ffn_dims=64),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def build(request):
+    """Builds a small backbone of each family in turn."""
+
+    def make(**changes):
+        return FAMILIES[request.param](**{"arch": TINY[request.param], **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("section", [None, 32])
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (75, 107)])
+def test_any_image_size(build, size, section):
+    model = build(section_size=section, out_indices=(0, -1))
+    maps = model(torch.randn(2, 3, *size))
+    assert [m.shape for m in maps] == [(2, model.embed_dims, -(-size[0] // 16), -(-size[1] // 16))] * 2
+    sum(m.square().sum() for m in maps).backward()
+    unreached = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert unreached == []
+
+
+@pytest.mark.parametrize("section", [None, 32])
+def test_later_tokens_change_no_earlier_bit(build, section):
+    from backbones.layers.scan_order import to_sequence
+
+    model = build(section_size=section).eval()
+    # The order in which the 4 × 4 patches are read.
+    order = to_sequence(torch.arange(16).reshape(1, 4, 4, 1), section and (2, 2)).flatten()
+    image = torch.randn(1, 3, 64, 64)
+    for position in (1, 7, 15):
+        patch = order[position].item()
+        changed = image.clone()
+        changed[..., patch // 4 * 16 :, patch % 4 * 16 :][..., :16, :16] += 1
+        with torch.no_grad():
+            before, after = (model(x)[0].flatten(2)[..., order] for x in (image, changed))
+        assert torch.equal(before[..., :position], after[..., :position])
+        assert (before[..., position:] != after[..., position:]).any(1).all()
+
+
+def test_the_scales_carry_to_another_resolution(build):
+    one, two = build(), build(rope_scale=4.0, delta_scale=2.0)
+    two.load_state_dict(one.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(one(image)[0], two(image)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["autocast", "whole model"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit(build, dtype, how):
+    model, image = build(section_size=64), torch.randn(2, 3, 100, 150)
+    expected = model(image)[0].detach()
+    if how == "autocast":
+        with torch.autocast("cpu", dtype):
+            (out,) = model(image)
+    else:
+        model = model.to(dtype)
+        (out,) = model(image.to(dtype))
+        assert out.dtype == dtype
+    out.float().square().mean().backward()
+    assert_close(out.float(), expected, "output", 4e-2)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_checkpointing_gives_the_same_gradients(build):
+    plain, recomputing = build(drop_path_rate=0.5), build(drop_path_rate=0.5, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    image = torch.randn(4, 3, 32, 48)
+    for model in (plain, recomputing):
+        torch.manual_seed(3)
+        model.train()(image)[0].square().sum().backward()
+    for (name, a), b in zip(plain.named_parameters(), recomputing.parameters()):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_compiles_as_one_graph_and_exports(build):
+    model = build(section_size=32)
+    image = torch.randn(2, 3, 40, 50)
+    expected = model(image)[0]
+    out = torch.compile(model, fullgraph=True, backend="aot_eager")(image)[0]
+    assert_close(out, expected.detach(), "compiled", 1e-5)
+    parameters = list(model.parameters())
+    weight = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad((out * weight).sum(), parameters),
+        torch.autograd.grad((expected * weight).sum(), parameters),
+    ):
+        assert_close(a, b, "compiled gradient", 1e-4, floor=1e-3)
+    exported = torch.export.export(model.eval(), (image,))
+    assert_close(exported.module()(image)[0], expected.detach(), "exported", 1e-5)
+
+
+def test_a_nan_image_stays_in_its_sample(build):
+    model, images = build(section_size=32).eval(), torch.randn(3, 3, 40, 50)
+    with torch.no_grad():
+        clean = model(images)[0]
+        images[1, 0, 3, 3] = float("nan")
+        out = model(images)[0]
+    assert out[1].isnan().any()
+    assert torch.equal(out[[0, 2]], clean[[0, 2]])
+
+
+def test_weight_decay_and_layer_ids(build):
+    model = build()
+    spared = model.no_weight_decay()
+    assert "cls_token" in spared and all(
+        p.ndim == 1 or n in spared or n.endswith("weight") for n, p in model.named_parameters()
+    )
+    assert {
+        f"blocks.{i}.{n}"
+        for i, b in enumerate(model.blocks)
+        for n, _ in b.named_parameters()
+        if n.endswith(type(b).undecayed)
+    } <= spared
+    ids = {name: model.get_layer_id(name) for name, _ in model.named_parameters()}
+    assert set(ids.values()) == {0, 1, 2, 3} and ids["norm.weight"] == 3
+
+
+def test_non_causal_vit_sees_everything():
+    model = FAMILIES["DefocusViT"](TINY["DefocusViT"], causal=False).eval()
+    image = torch.randn(1, 3, 64, 64)
+    changed = image.clone()
+    changed[..., 48:, 48:] += 1
+    with torch.no_grad():
+        before, after = (model(x)[0].flatten(2) for x in (image, changed))
+    assert (before != after).any(1).all()
+
+
+@pytest.mark.parametrize(
+    "family, arguments, message",
+    [
+        ("DefocusViT", dict(arch=dict(embed_dims=50, depth=1, num_heads=3)), "cannot be cut into 3 heads"),
+        ("DefocusViT", dict(arch="large"), "choose one of small, base"),
+        ("DefocusViT", dict(arch=dict(embed_dims=48, depth=1, num_heads=3, mlp_ratio=0)), "mlp_ratio must be positive"),
+        (
+            "DefocusRetNet",
+            dict(arch=dict(embed_dims=48, depth=1, num_heads=3, value_dims=50, ffn_dims=8)),
+            "value_dims=50",
+        ),
+    ],
+)
+def test_bad_sizes(family, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FAMILIES[family](**arguments)
+
+
+def test_only_the_vit_can_be_non_causal():
+    with pytest.raises(TypeError, match="causal"):
+        FAMILIES["DefocusMamba"](TINY["DefocusMamba"], causal=False)
