@@ -87,6 +87,7 @@ class Tile {
 template <class S, class T>
 void forward(const ConvArguments& a) {
   using V = Vec<T>;
+  prefer_large_pages(a.out, a.batch * a.length * a.channels * sizeof(S));
   at::parallel_for(0, Tile<S, T>::count(a), 1, [&](int64_t begin, int64_t end) {
     Tile<S, T> tile(a, 0);
     Buffer<T> row(kChannels);
@@ -108,6 +109,7 @@ void backward(const ConvArguments& a) {
   using V = Vec<T>;
   const int64_t parts = a.batch * Tile<S, T>::chunks(a), rows = a.taps + 1, more = a.taps - 1;
   // For each chunk of tokens the gradients of the weights, then of the bias: (parts, k + 1, d).
+  prefer_large_pages(a.dx, a.batch * a.length * a.channels * sizeof(S));
   Buffer<T> sums(parts * rows * a.channels);
   at::parallel_for(0, Tile<S, T>::count(a), 1, [&](int64_t begin, int64_t end) {
     Tile<S, T> tile(a, more);

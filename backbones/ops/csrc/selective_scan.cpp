@@ -276,6 +276,8 @@ void forward(const ScanArguments& a) {
   using V = Vec<T>;
   const Turned<S, T> turned(a);
   const int64_t n = a.states;
+  prefer_large_pages(a.out, a.batch * a.length * a.channels * sizeof(S));
+  prefer_large_pages(a.boundaries, a.batch * divide_up(a.length, a.chunk) * a.channels * n * sizeof(T));
   at::parallel_for(0, a.batch * Slice<T>::count(a), 1, [&](int64_t begin, int64_t end) {
     const FlushSubnormals flush;
     Tile<S, T> tile(a);
@@ -432,6 +434,7 @@ void backward(const ScanArguments& a) {
   using V = Vec<T>;
   const Turned<S, T> turned(a);
   const int64_t n = a.states, chunks = divide_up(a.length, a.chunk), slices = Slice<T>::count(a);
+  for (void* result : {a.du, a.ddt, a.dz}) prefer_large_pages(result, a.batch * a.length * a.channels * sizeof(S));
   Buffer<T> B_parts(a.batch * slices * a.length * n), C_parts(a.batch * slices * a.length * n);
   Buffer<T> A_parts(a.batch * a.channels * n), D_parts(a.batch * a.channels), bias_parts(a.batch * a.channels);
 

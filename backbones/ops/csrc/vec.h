@@ -18,6 +18,9 @@
 #if defined(__SSE2__)
 #include <pmmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace defocus {
 
@@ -227,12 +230,27 @@ inline void write_row(const float* from, c10::Half* to, int64_t size) {
 }
 #endif
 
+// Asks for large pages where fresh memory is about to be written: for long sequences the first touch of each small page
+// would cost more than the computation.
+inline void prefer_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 // Memory for vectors: aligned, not initialised without a value.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new[](std::max<int64_t>(size, 1) * sizeof(T), std::align_val_t(64)))) {}
+      : data_(static_cast<T*>(::operator new[](std::max<int64_t>(size, 1) * sizeof(T), std::align_val_t(64)))) {
+    prefer_large_pages(get(), size * sizeof(T));
+  }
   Buffer(int64_t size, T value) : Buffer(size) { std::fill_n(get(), size, value); }
   T* get() const { return data_.get(); }
   T& operator[](int64_t i) const { return data_[i]; }

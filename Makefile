@@ -1,0 +1,22 @@
+# `make demo` and `make test` do all of their own set-up.
+PYTHON ?= python3
+VENV ?= .venv
+# The token mixer of the demo: mamba, vit or retnet.
+FAMILY ?= mamba
+
+.PHONY: demo test setup lint clean-demo
+
+setup:
+	@$(PYTHON) tools/setup_env.py $(VENV)
+
+demo: setup
+	@$(VENV)/bin/python tools/demo.py --family $(FAMILY)
+
+test: setup
+	@$(VENV)/bin/python -m pytest
+
+lint: setup
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+clean-demo:
+	rm -rf work_dirs/demo work_dirs/shapes

@@ -1,0 +1,148 @@
+"""mmdet's own tools on our configs and a few drawn images: training, resuming, scoring, inference."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+import mmdet
+
+pytestmark = pytest.mark.slow
+
+TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
+CONFIG = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb8-4e_shapes.py"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("make_shapes", "tools/make_shapes.py")
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules["make_shapes"] = tool
+    spec.loader.exec_module(tool)
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    tool.make_shapes(folder, train=12, val=4, size=64, seed=0)
+    return folder
+
+
+def run(*command, environment=None):
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return result.stdout + result.stderr
+
+
+def options(shapes, epochs):
+    return [
+        "--cfg-options",
+        f"train_dataloader.dataset.data_root={shapes}/",
+        f"val_dataloader.dataset.data_root={shapes}/",
+        f"test_dataloader.dataset.data_root={shapes}/",
+        f"val_evaluator.ann_file={shapes}/annotations/instances_val.json",
+        f"test_evaluator.ann_file={shapes}/annotations/instances_val.json",
+        "train_dataloader.batch_size=4",
+        "default_hooks.logger.interval=1",
+        "train_cfg.val_interval=1",
+        f"train_cfg.max_epochs={epochs}",
+    ]
+
+
+def losses(work_dir):
+    found = []
+    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        found += [entry for line in log.open() if "loss" in (entry := json.loads(line))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """One epoch, and a second one as a resumed run."""
+    work_dir = tmp_path_factory.mktemp("work")
+    run(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, *options(shapes, 1))
+    output = run(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *options(shapes, 2))
+    return work_dir, output
+
+
+def test_train_and_resume(trained):
+    work_dir, output = trained
+    assert "resumed epoch: 1, iter: 3" in output
+    entries = losses(work_dir)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < entry["loss"] < 200 and entry["grad_norm"] > 0 for entry in entries)
+
+
+def test_every_parameter_of_the_backbone_moved(trained, shapes):
+    from mmdet.apis import init_detector
+
+    work_dir, _ = trained
+    first, last = (torch.load(work_dir / f"epoch_{i}.pth", weights_only=False)["state_dict"] for i in (1, 2))
+    for name in first:
+        # The class token comes last in the sequence: no image token sees it.
+        if name.startswith(("backbone.", "neck.")) and name != "backbone.cls_token":
+            assert not torch.equal(first[name], last[name]), name
+    model = init_detector(CONFIG, str(work_dir / "epoch_2.pth"), device="cpu")
+    assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
+
+
+def test_scores_by_coco_metrics(trained, shapes, tmp_path):
+    work_dir, _ = trained
+    prefix = tmp_path / "predictions"
+    output = run(
+        TOOLS / "test.py",
+        CONFIG,
+        work_dir / "epoch_2.pth",
+        "--work-dir",
+        tmp_path,
+        *options(shapes, 2),
+        f"test_evaluator.outfile_prefix={prefix}",
+    )
+    printed = float(re.search(r"coco/bbox_mAP: ([\d.]+)", output)[1])
+    # COCO's own evaluation of the file that was written gives the printed figure.
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(f"{shapes}/annotations/instances_val.json")
+    evaluation = COCOeval(truth, truth.loadRes(f"{prefix}.bbox.json"), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert printed == pytest.approx(evaluation.stats[0], abs=2e-3)
+
+
+def test_inferencer_on_a_jpeg(trained, shapes, tmp_path):
+    from mmdet.apis import DetInferencer
+
+    work_dir, _ = trained
+    inferencer = DetInferencer(CONFIG, str(work_dir / "epoch_2.pth"), device="cpu", show_progress=False)
+    image = next((shapes / "val").glob("*.jpg"))
+    result = inferencer(str(image), out_dir=str(tmp_path), pred_score_thr=0.0)["predictions"][0]
+    assert len(result["bboxes"]) == len(result["scores"]) == 50
+    assert (tmp_path / "vis" / image.name).stat().st_size > 0
+
+
+def test_two_processes(shapes, tmp_path):
+    run(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29517",
+        TOOLS / "train.py",
+        CONFIG,
+        "--launcher=pytorch",
+        "--work-dir",
+        tmp_path,
+        *options(shapes, 1),
+        "env_cfg.dist_cfg.backend=gloo",
+        "train_dataloader.batch_size=2",
+    )
+    assert [entry["step"] for entry in losses(tmp_path)] == [1, 2, 3]

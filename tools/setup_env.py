@@ -1,0 +1,148 @@
+"""Makes the virtual environment of `make demo` and `make test`; does nothing if it is complete.
+
+Runs with the system's Python and its standard library alone.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+FREE_GIB = 12
+PYTHONS = ((3, 10), (3, 13))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("venv", type=Path, help="folder of the virtual environment")
+    venv = parser.parse_args().venv.absolute()
+    stamp = venv / ".setup-complete"
+    wanted = _fingerprint()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    missing = missing_prerequisites(venv)
+    if missing:
+        sys.exit("Set-up cannot start:\n" + "\n".join(f"  - {line}" for line in missing))
+
+    print(f"Setting up {venv}: about 8 minutes on 2 cores, most of it compiling mmcv (log: {venv / 'setup.log'})")
+    start = time.monotonic()
+    python = venv / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    log = (venv / "setup.log").open("w")
+    lock = REQUIREMENTS / "lock.txt"
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", lock]
+    _step("pip", [python, "-m", "pip", "install", "--upgrade", "pip"], log)
+    _step("torch", [*pip, "-r", REQUIREMENTS / "torch.txt"], log)
+    environment = _mmcv_environment(python)
+    # Verbose, because the compiler's [n/m] lines are the progress.
+    openmmlab = [*pip, "-v", "--no-build-isolation", "-r", REQUIREMENTS / "openmmlab.txt"]
+    _step("mmcv, mmdet, mmseg", openmmlab, log, environment)
+    _step("tools for tests", [*pip, "-r", REQUIREMENTS / "dev.txt"], log)
+    _step("backbones", [*pip, "--no-build-isolation", "--no-deps", "-e", ROOT], log)
+    stamp.write_text(wanted)
+    print(f"Set-up done in {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+def missing_prerequisites(venv: Path) -> list[str]:
+    """What the machine lacks for the set-up, each with its cure."""
+    missing = []
+    low, high = PYTHONS
+    if not low <= sys.version_info[:2] <= high:
+        found = sys.version.split()[0]
+        wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
+        missing.append(f"Python {wanted} is needed, this is {found}: make PYTHON=/path/to/python3.11 ...")
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        missing.append(f"no C++ compiler ({compiler}), which mmcv's operators need: install g++ or clang, or set CXX")
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        missing.append(f"Python's headers are not installed ({header}): install python3-dev")
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        missing.append("Python's venv module is not installed: install python3-venv")
+    # What exists of the environment already is not needed again.
+    if not (venv / "lib").is_dir():
+        parent = next(p for p in venv.parents if p.exists())
+        free = shutil.disk_usage(parent).free / 2**30
+        if free < FREE_GIB:
+            missing.append(f"{FREE_GIB} GiB of disk are needed at {parent}, {free:.1f} are free")
+    return missing
+
+
+def _fingerprint() -> str:
+    """Changes with the requirements and with where the project lies (it is installed in place)."""
+    digest = hashlib.sha256(str(ROOT).encode() + sys.version.encode())
+    for path in sorted(REQUIREMENTS.glob("*.txt")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _mmcv_environment(python: Path) -> dict[str, str]:
+    """Tells mmcv whether to build its CUDA operators, and tells the user."""
+    probe = "import torch; print(torch.cuda.is_available(), (torch.version.cuda or '').split('.')[0])"
+    gpu, cuda = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    environment = dict(os.environ, MMCV_WITH_OPS="1")
+    if gpu != "True":
+        # Without a GPU mmcv builds for the CPU by itself.
+        return environment
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    release = re.search(r"release (\d+)\.", version)
+    if release and release[1] == cuda.strip():
+        environment["FORCE_CUDA"] = "1"
+        print("GPU and nvcc found: mmcv's CUDA operators are built too")
+        return environment
+    why = f"nvcc is CUDA {release[1]}, torch is CUDA {cuda.strip()}" if release else "there is no nvcc"
+    print(f"Notice: a GPU is there but {why}; mmcv's operators are built for the CPU, and the demo runs on the CPU")
+    environment["FORCE_CUDA"] = "0"
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _step(title: str, command: list, log, environment: dict[str, str] | None = None) -> None:
+    """Runs a command, its output to the log, its progress to one line of the terminal."""
+    start = time.monotonic()
+    terminal = sys.stdout.isatty()
+    print(f"  {title} ...", end="" if terminal else "\n", flush=True)
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=ROOT,
+    )
+    tail: list[str] = []
+    shown = 0
+    for line in process.stdout:
+        log.write(line)
+        log.flush()
+        tail = [*tail[-14:], line]
+        progress = re.match(r"\s*\[(\d+)/(\d+)\]", line)
+        if progress and terminal:
+            print(f"\r  {title} ... compiling {progress[1]} of {progress[2]}", end="", flush=True)
+        elif progress and int(progress[1]) >= shown + 10:
+            shown = int(progress[1])
+            print(f"    compiled {progress[1]} of {progress[2]}", flush=True)
+    if process.wait() != 0:
+        sys.exit(
+            f"\n{title}: failed. The end of {log.name}:\n{''.join(tail)}"
+            "Run the same command again once the cause is mended; what is installed is kept."
+        )
+    done = f"done ({time.monotonic() - start:.0f} s)"
+    print(f"\r  {title}: {done}{' ' * 24}" if terminal else f"    {done}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
