@@ -15,7 +15,7 @@ import mmdet
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb8-4e_shapes.py"
+CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb4-3e_shapes.py"
 FAMILIES = ("mamba", "vit", "retnet")
 TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
 

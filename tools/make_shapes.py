@@ -62,6 +62,8 @@ VERSION = 2
 MIN_SIZE = 32
 MIN_OBJECTS, MAX_OBJECTS = 2, 7
 MIN_DIAMETER = 10
+# Radians either way: things in photographs stand upright, more or less.
+MOST_ROTATION = np.pi / 7
 # A shape must keep this share of its area, and this many pixels, under image borders and other shapes.
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.65, 24
 SUPERSAMPLING = 4
@@ -416,7 +418,7 @@ def _draw_coverage(rng: np.random.Generator, shape: str, height: int, width: int
     long_side = max(height, width)
     least, most = max(MIN_DIAMETER, long_side / 14), long_side * 0.6
     diameter = least * (most / least) ** (rng.random() ** 0.5)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(-MOST_ROTATION, MOST_ROTATION)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stretch = np.array([1, rng.uniform(0.85, 1)])
     centre = rng.uniform((0, 0), (width, height))

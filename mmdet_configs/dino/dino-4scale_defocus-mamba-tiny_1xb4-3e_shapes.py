@@ -30,13 +30,13 @@ model = dict(
             ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
     positional_encoding=dict(num_feats=embed_dims // 2),
     bbox_head=dict(num_classes=len(classes), embed_dims=embed_dims),
-    dn_cfg=dict(group_cfg=dict(num_dn_queries=40)),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=80)),
     test_cfg=dict(max_per_img=50))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction')),
 ]
 test_pipeline = [
@@ -47,7 +47,7 @@ test_pipeline = [
 ]
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         **dataset,
@@ -68,7 +68,7 @@ test_evaluator = val_evaluator
 
 # From scratch there is no reason to train the backbone more slowly than the head.
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4),
+    optimizer=dict(lr=6e-4),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=1.0),
@@ -77,11 +77,11 @@ optim_wrapper = dict(
             '.mixer.D': dict(lr_mult=1.0),
         }))
 
-max_epochs = 4
+max_epochs = 3
 train_cfg = dict(max_epochs=max_epochs, val_interval=1)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=150),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
-auto_scale_lr = dict(base_batch_size=8)
+auto_scale_lr = dict(base_batch_size=4)
