@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_checkpoints_of_mmengine_are_read(tmp_path, model):
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("pwned",)
+
+
+class EvilGetattr:
+    def __reduce__(self):
+        return getattr, (OrderedDict, "fromkeys")
+
+
+def test_only_mmengines_history_may_look_up_its_methods(tmp_path):
+    torch.save({"x": torch.zeros(1), "extra": EvilGetattr()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"could run code .*fromkeys"):
+        read_checkpoint(tmp_path / "evil.pth")
 
 
 def test_files_that_cannot_be_used(model, classifier, tmp_path, monkeypatch):
