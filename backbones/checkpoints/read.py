@@ -105,7 +105,8 @@ def _read_torch(path: Path) -> dict:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
-            cause = str(error).split("\n")[0]
+            # torch's advice comes first; what it met stands after "WeightsUnpickler error:".
+            cause = _first_line(str(error).rpartition("WeightsUnpickler error:")[2].strip())
             raise CheckpointError(
                 f"checkpoint {path} holds more than weights and plain data, and is not read because that could run "
                 f"code ({cause}). If you trust it, load it with torch.load(..., weights_only=False) and save its "
@@ -118,7 +119,7 @@ def _read_torch(path: Path) -> dict:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -66,12 +66,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# From scratch there is no reason to train the backbone more slowly than the head.
+# From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
 optim_wrapper = dict(
     optimizer=dict(lr=6e-4),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=1.0),
+            'sampling_offsets': dict(lr_mult=1.0),
+            'reference_points': dict(lr_mult=1.0),
             'mixer.A_log': dict(lr_mult=1.0),
             'mixer.freq': dict(lr_mult=1.0),
             '.mixer.D': dict(lr_mult=1.0),
