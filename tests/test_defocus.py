@@ -247,20 +247,3 @@ def test_bad_arguments(arguments, error, message):
 def test_bad_images(shape):
     with pytest.raises(ValueError, match=r"expected images \(b, 3, H, W\)"):
         tiny()(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
-def test_compiles_as_one_graph_and_exports(backend, monkeypatch):
-    monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", backend)
-    model = tiny(section_size=32)
-    image = torch.randn(2, 3, 40, 50)
-    expected = model(image)[0]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    out = compiled(image)[0]
-    assert_close(out, expected.detach(), "compiled", 1e-5)
-    grads = torch.autograd.grad(out.square().sum(), list(model.parameters()))
-    for a, b in zip(grads, torch.autograd.grad(expected.square().sum(), list(model.parameters()))):
-        if b.any():
-            assert_close(a, b, "compiled gradient", 1e-4)
-    exported = torch.export.export(model.eval(), (image,))
-    assert_close(exported.module()(image)[0], expected.detach(), "exported", 1e-5)

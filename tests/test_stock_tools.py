@@ -27,7 +27,7 @@ def shapes(tmp_path_factory):
     sys.modules["make_shapes"] = tool
     spec.loader.exec_module(tool)
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    tool.make_shapes(folder, train=12, val=4, size=64, seed=0)
+    tool.make_shapes(folder, train=12, val=4, size=112, seed=0)
     return folder
 
 
@@ -131,18 +131,28 @@ def test_inferencer_on_a_jpeg(trained, shapes, tmp_path):
 
 
 def test_two_processes(shapes, tmp_path):
+    # mmengine's launcher names a CUDA device even where there is none and gloo is asked for.
+    script = tmp_path / "train_on_cpu.py"
+    script.write_text(
+        "import runpy, torch\n"
+        "torch.cuda.set_device = lambda device: None\n"
+        f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
+    )
     run(
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
         "--master_port=29517",
-        TOOLS / "train.py",
+        script,
         CONFIG,
         "--launcher=pytorch",
         "--work-dir",
         tmp_path,
         *options(shapes, 1),
         "env_cfg.dist_cfg.backend=gloo",
+        # Without it mmengine hands DDP a device id, which it refuses for a model on the CPU.
+        "model_wrapper_cfg.type=MMDistributedDataParallel",
+        "model_wrapper_cfg.device_ids=None",
         "train_dataloader.batch_size=2",
     )
     assert [entry["step"] for entry in losses(tmp_path)] == [1, 2, 3]

@@ -46,6 +46,8 @@ def main() -> None:
 
     show = [sys.executable, "tools/show_results.py", "--annotations", data / "annotations/instances_val.json"]
     show += ["--images", data / "val", "--predictions", f"{predictions}.bbox.json", "--out", work_dir]
+    # Scores of so short a training are modest.
+    show += ["--score-threshold", "0.25"]
     logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
     for log in logs:
         show += ["--log", log]

@@ -116,7 +116,7 @@ def test_drop_path_rises_while_mmengine_trains(loop, tmp_path):
     Runner(
         model,
         str(tmp_path),
-        train_dataloader=torch.utils.data.DataLoader(torch.zeros(2, 3, 16, 16)),
+        train_dataloader=torch.utils.data.DataLoader([dict(images=torch.zeros(3, 16, 16))] * 2),
         train_cfg=train_cfg,
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
         custom_hooks=[HOOKS.build(dict(type="DropPathScheduleHook", start=0.1, end=0.6))],
