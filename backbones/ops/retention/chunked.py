@@ -7,7 +7,7 @@ from torch import Tensor
 from backbones.ops.rotary import rotate_pairs
 
 CHUNK = 128
-# So many chunks go through a batched product together: few calls, and matrices that stay in the cache.
+# So many chunks are worked on together: few calls, and all that is made on the way stays in the cache.
 CHUNKS_AT_ONCE = 4
 
 
@@ -16,12 +16,7 @@ def chunked_retention(
 ) -> Tensor:
     """See `retention`."""
     length, work = q.shape[1], torch.promote_types(decay.dtype, torch.float32)
-    q, k = rotate_pairs(q, freq, rope_scale), rotate_pairs(k, freq, rope_scale)
     chunk = min(CHUNK, length)
-    # (b, l, h, ·) to (chunks, b, h, chunk, ·); the padding stands at the end, where no real token sees it.
-    q, k, v = (
-        F.pad(x, (0, 0, 0, 0, 0, -length % chunk)).unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4) for x in (q, k, v)
-    )
     decay = decay.to(work)[:, None] / delta_scale
     step = torch.arange(chunk, device=q.device, dtype=work)
     distance = step[:, None] - step
@@ -31,14 +26,21 @@ def chunked_retention(
     across = torch.exp(decay * chunk)[..., None]
 
     # What each chunk finds of all before it; kept in fp32, it is a sum over the whole sequence.
-    state, out = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=work), []
-    for part in zip(*(x.split(CHUNKS_AT_ONCE) for x in (q, k, v)), strict=True):
-        q, k, v = part
-        added = torch.matmul((k * to_end.to(k.dtype)).transpose(-1, -2), v).to(work)
+    state, out = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1], dtype=work), []
+    for first in range(0, length, chunk * CHUNKS_AT_ONCE):
+        part = slice(first, first + chunk * CHUNKS_AT_ONCE)
+        q_, k_ = (rotate_pairs(x[:, part], freq, rope_scale, first) for x in (q, k))
+        # (b, l, h, ·) to (chunks, b, h, chunk, ·); padding stands at the end, where no real token sees it.
+        q_, k_, v_ = (
+            F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk)).unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
+            for x in (q_, k_, v[:, part])
+        )
+        added = torch.matmul((k_ * to_end.to(k_.dtype)).transpose(-1, -2), v_).to(work)
         before = []
         for i in range(added.shape[0]):
             before.append(state)
             state = state * across + added[i]
-        own = torch.matmul(torch.matmul(q, k.transpose(-1, -2)) * within.to(q.dtype), v)
-        out.append(own + torch.matmul(q * since_start.to(q.dtype), torch.stack(before).to(q.dtype)))
-    return torch.cat(out).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
+        own = torch.matmul(torch.matmul(q_, k_.transpose(-1, -2)) * within.to(q_.dtype), v_)
+        carried = torch.matmul(q_ * since_start.to(q_.dtype), torch.stack(before).to(q_.dtype))
+        out.append((own + carried).permute(1, 0, 3, 2, 4).flatten(1, 2))
+    return torch.cat(out, dim=1)[:, :length]
