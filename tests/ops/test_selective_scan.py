@@ -7,21 +7,11 @@ import torch
 
 from backbones.ops import defocus_scan
 from backbones.ops.selective_scan import DEFOCUS_SCAN
+from tests.ops.heads import running
 from tests.testing import TOLERANCE, assert_close
 
 NAMES = ("u", "dt", "A", "B", "C", "D", "z", "freq", "dt_bias")
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-RUNNING = [
-    pytest.param(
-        device,
-        name,
-        id=f"{device}-{name}",
-        marks=[] if (reason := backend.refusal(device)) is None else pytest.mark.skip(reason=reason),
-    )
-    for device in DEVICES
-    for name, backend in DEFOCUS_SCAN.backends.items()
-    if name != "reference"
-]
+RUNNING = running(DEFOCUS_SCAN)
 
 # (b, l, d, n, norm group): lengths, inner sizes and groups that are no multiples of anything.
 SHAPES = [
