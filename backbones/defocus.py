@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from backbones.layers.drop_path import drop_path_rates
 from backbones.layers.norms import LayerNorm
 from backbones.layers.patch_embed import PatchEmbed
-from backbones.layers.scan_order import to_grid, to_sequence
+from backbones.layers.scan_order import TokenGrid, to_sequence
 from backbones.mixers import MambaBlock, RetNetBlock, ViTBlock
 from backbones.mixers.sizes import resolve_arch
 
@@ -127,16 +127,29 @@ class DefocusBackbone(nn.Module):
 
     def forward_maps(self, x: Tensor, out_indices: tuple[int, ...]) -> tuple[Tensor, ...]:
         """As `forward`, with other blocks: ``out_indices`` ascending and none negative."""
-        rows, columns = (-(-side // self.patch_size) for side in x.shape[-2:])
-        sequence, h, w = self._to_sequence(x)
-        maps = []
-        for features in self._run_blocks(sequence, out_indices):
-            grid = to_grid(features[:, :-1], h, w, self.section)
-            maps.append(grid[:, :rows, :columns].permute(0, 3, 1, 2).contiguous())
-        return tuple(maps)
+        sequence, grid = self.tokenize(x)
+        return tuple(grid.to_map(features) for features in self._run_to(sequence, out_indices))
 
-    def _to_sequence(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """`(b, l, embed_dims)` in at least fp32 with the class token last, and the padded grid's sides."""
+    def forward_sequence(self, x: Tensor) -> Tensor:
+        """All tokens after the last block and the final norm, `(b, l, embed_dims)`, the class token last.
+
+        Args:
+            x: `(b, in_channels, H, W)`; the tokens stand in scan order, those of padding among them.
+        """
+        return self.norm(self.run_blocks(self.tokenize(x)[0]))
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, TokenGrid]:
+        """What the first block takes, and how its tokens lie on the image.
+
+        Args:
+            x: `(b, in_channels, H, W)`, H and W at least 1.
+
+        Returns:
+            `(b, l, embed_dims)` in at least fp32 with the class token last, and the grid.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
         in_channels = self.patch_embed.projection.in_channels
         if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
             raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
@@ -146,31 +159,30 @@ class DefocusBackbone(nn.Module):
         # The residual stream stays in fp32 whatever the dtype of the weights.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         cls_token = self.cls_token.to(dtype).expand(tokens.shape[0], -1, -1)
-        return torch.cat((tokens.to(dtype), cls_token), dim=1), grid.shape[1], grid.shape[2]
+        rows, columns = (-(-side // self.patch_size) for side in x.shape[-2:])
+        layout = TokenGrid(rows, columns, grid.shape[1], grid.shape[2], self.section)
+        return torch.cat((tokens.to(dtype), cls_token), dim=1), layout
 
-    def forward_sequence(self, x: Tensor) -> Tensor:
-        """All tokens after the last block and the final norm, `(b, l, embed_dims)`, the class token last.
-
-        Args:
-            x: `(b, in_channels, H, W)`; the tokens stand in scan order, those of padding among them.
-        """
-        for sequence in self._run_blocks(self._to_sequence(x)[0], (len(self.blocks) - 1,)):
-            return sequence
+    def run_blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The sequence `(b, l, embed_dims)` through blocks ``start`` to ``stop`` - 1; None for the last."""
+        for block in self.blocks[start:stop]:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
 
     def set_drop_path_rate(self, rate: float) -> None:
         """Sets the stochastic depth of the last block to ``rate``, of the others linearly down to 0 at the first."""
         for block, block_rate in zip(self.blocks, drop_path_rates(rate, len(self.blocks)), strict=True):
             block.drop_path.drop_prob = block_rate
 
-    def _run_blocks(self, x: Tensor, out_indices: tuple[int, ...]):
+    def _run_to(self, x: Tensor, out_indices: tuple[int, ...]):
         """Yields the sequence `(b, l, embed_dims)` after each out index."""
-        for i, block in enumerate(self.blocks[: out_indices[-1] + 1]):
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            if i in out_indices:
-                yield self.norm(x) if i == len(self.blocks) - 1 else x.to(self.norm.weight.dtype)
+        start = 0
+        for index in out_indices:
+            x, start = self.run_blocks(x, start, index + 1), index + 1
+            yield self.norm(x) if start == len(self.blocks) else x.to(self.norm.weight.dtype)
 
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`, but what is frozen stays in eval mode."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.adapters.adapted import Adapter
 from backbones.layers.norms import LayerNorm2d
 
 
@@ -20,7 +21,7 @@ class ConvNorm(nn.Module):
         return self.norm_layer(self.conv(x))
 
 
-class SimpleFPN(nn.Module):
+class SimpleFPN(Adapter):
     """Strides 4, 8, 16, 32, ... from the last map of a plain backbone of stride 16.
 
     Args:
@@ -42,7 +43,8 @@ class SimpleFPN(nn.Module):
             raise ValueError(f"num_outs must be at least 1, got {num_outs}")
         if start_level not in range(4):
             raise ValueError(f"start_level must be 0 (stride 4) to 3 (stride 32), got {start_level}")
-        self.num_outs = num_outs
+        self.out_channels = (out_channels,) * num_outs
+        self.scales = tuple(0.25 * 2**i for i in range(start_level, start_level + num_outs))
         used = slice(start_level, start_level + num_outs)
         half, quarter = in_channels // 2, in_channels // 4
         levels = [
@@ -54,7 +56,7 @@ class SimpleFPN(nn.Module):
             ),
             nn.Sequential(nn.ConvTranspose2d(in_channels, half, 2, 2)),
             nn.Identity(),
-            _Halve(),
+            Halve(),
         ]
         self._levels = [f"fpn{i}" for i in range(1, 5)][used]
         for name, level in zip(self._levels, levels[used], strict=True):
@@ -77,12 +79,12 @@ class SimpleFPN(nn.Module):
             fpn_conv(lateral_conv(getattr(self, level)(x)))
             for level, lateral_conv, fpn_conv in zip(self._levels, self.lateral_convs, self.fpn_convs, strict=True)
         ]
-        while len(outs) < self.num_outs:
+        while len(outs) < len(self.scales):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)
 
 
-class _Halve(nn.Module):
+class Halve(nn.Module):
     """Max-pool 2 that leaves a side of one pixel at one pixel."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Registers backbones and necks into mmengine, so that mmdet and mmseg configs can name them.
+"""Registers backbones, adapters and what trains them into mmengine, so that mmdet and mmseg configs can name them.
 
 A config needs ``custom_imports = dict(imports=['backbones'])`` and nothing else.
 """
@@ -6,7 +6,8 @@ A config needs ``custom_imports = dict(imports=['backbones'])`` and nothing else
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, MODELS
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
@@ -67,7 +68,75 @@ def _with_init_cfg(family: type[defocus.DefocusBackbone]) -> type:
 
 for _family in defocus.FAMILIES.values():
     MODELS.register_module(module=_with_init_cfg(_family))
-MODELS.register_module(module=adapters.SimpleFPN)
+for _adapter in (adapters.SimpleFPN, adapters.TapPyramid, adapters.InteractionAdapter):
+    MODELS.register_module(module=_adapter)
+
+
+@MODELS.register_module()
+class AdaptedBackbone(adapters.AdaptedBackbone):
+    """A backbone and an adapter from their configs: images to a pyramid.
+
+    Args:
+        net: Config of the backbone.
+        adapter: Config of the adapter: ``dict(type='SimpleFPN' | 'TapPyramid' | 'InteractionAdapter')`` and what
+            differs from its defaults; what follows from the backbone is read from it.
+    """
+
+    def __init__(self, net: dict, adapter: dict):
+        net = MODELS.build(net)
+        settings = dict(adapter)
+        kind = MODELS.get(settings.pop("type"))
+        super().__init__(net, kind.fit(net, **settings))
+
+    def init_weights(self) -> None:
+        """Loads the checkpoint of the backbone's ``init_cfg``."""
+        self.net.init_weights()
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Learning rates that fall from block to block towards the image (arXiv 2106.08254).
+
+    ``paramwise_cfg=dict(layer_decay_rate=0.9)``: a parameter of layer i of the backbone (0 the patch embedding, depth
+    + 1 the final norm) learns at lr · rate^(depth + 1 - i); heads, necks and adapters at lr. What the backbone lists
+    in ``no_weight_decay()`` and every vector does not decay. All other keys of ``paramwise_cfg`` are mmengine's, and
+    multiply.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        rate = (paramwise_cfg or {}).get("layer_decay_rate")
+        if rate is None or not 0 < rate <= 1:
+            raise ValueError(
+                "LayerDecayOptimWrapperConstructor needs paramwise_cfg=dict(layer_decay_rate=RATE), 0 < RATE <= 1, "
+                f"got {paramwise_cfg}"
+            )
+        self.layer_decay_rate = rate
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def add_params(self, params: list[dict], module: torch.nn.Module, prefix: str = "", **kwargs) -> None:
+        """Fills ``params`` with one group a parameter, as mmengine's constructor does, then scales their rates."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:  # mmengine's constructor calls itself for each child
+            return
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        backbones = {n: m for n, m in module.named_modules() if isinstance(m, defocus.DefocusBackbone)}
+        if not backbones:
+            raise ValueError("layer_decay_rate needs a De-focus backbone in the model, which has none")
+        for group in params:
+            (parameter,) = group["params"]
+            self._scale(group, names[id(parameter)], parameter, backbones)
+
+    def _scale(self, group: dict, name: str, parameter: torch.Tensor, backbones: dict) -> None:
+        undecayed = parameter.ndim == 1
+        for prefix, backbone in backbones.items():
+            if name.startswith(f"{prefix}."):
+                local = name.removeprefix(f"{prefix}.")
+                depth = len(backbone.blocks)
+                scale = self.layer_decay_rate ** (depth + 1 - backbone.get_layer_id(local))
+                group["lr"] = group.get("lr", self.base_lr) * scale
+                undecayed |= local in backbone.no_weight_decay()
+        if undecayed:
+            group["weight_decay"] = 0.0
 
 
 @HOOKS.register_module()

@@ -125,3 +125,73 @@ def test_drop_path_rises_while_mmengine_trains(loop, tmp_path):
     ).train()
     expected = [0.1, 0.1, 0.35, 0.35, 0.6, 0.6] if loop == "epochs" else [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     assert model.seen == pytest.approx(expected)
+
+
+ADAPTERS = [
+    dict(type="SimpleFPN", out_channels=32),
+    dict(type="TapPyramid", out_channels=32),
+    dict(type="InteractionAdapter", out_channels=32, num_heads=4),
+]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter["type"])
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+def test_adapters_are_one_argument_apart(scope, adapter, tmp_path):
+    registry = pytest.importorskip(f"{scope}.registry", reason=f"{scope} is not installed").MODELS
+    source = backbones.DefocusMamba({**TINY, "depth": 4})
+    torch.save(source.state_dict(), tmp_path / "backbone.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "backbone.pth"))
+    net = dict(type="DefocusMamba", arch={**TINY, "depth": 4}, out_indices=(0, 1, 2, 3), init_cfg=init_cfg)
+    model = registry.build(dict(type="AdaptedBackbone", net=net, adapter=adapter))
+    model.init_weights()
+    assert all(torch.equal(a, b) for a, b in zip(model.net.state_dict().values(), source.state_dict().values()))
+    outs = model(torch.randn(1, 3, 64, 96))
+    assert [tuple(out.shape[1:]) for out in outs] == [(32, 16, 24), (32, 8, 12), (32, 4, 6), (32, 2, 3)]
+
+
+@pytest.mark.parametrize("depth", [24, 48])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_layer_wise_decay_is_what_the_optimizer_holds(depth, adapted):
+    from mmengine.optim import build_optim_wrapper
+
+    class Segmentor(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            net = dict(type="DefocusMamba", arch={**TINY, "depth": depth}, out_indices=(0, 1, 2, depth - 1))
+            adapter = dict(type="InteractionAdapter", num_heads=4)
+            self.backbone = MODELS.build(dict(type="AdaptedBackbone", net=net, adapter=adapter) if adapted else net)
+            self.head = torch.nn.Linear(64, 5)
+
+    optim_wrapper = dict(
+        optimizer=dict(type="AdamW", lr=6e-5, weight_decay=0.05),
+        constructor="LayerDecayOptimWrapperConstructor",
+        paramwise_cfg=dict(layer_decay_rate=0.9, custom_keys={"head": dict(lr_mult=10.0)}),
+    )
+    model = Segmentor()
+    groups = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
+    held = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    prefix = "backbone.net." if adapted else "backbone."
+    assert len(held) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        lr, decay = held[id(parameter)]
+        expected = 6e-4 if name.startswith("head.") else 6e-5
+        if name.startswith(prefix):
+            local = name.removeprefix(prefix)
+            if local.startswith(("patch_embed.", "cls_token")):
+                expected *= 0.9 ** (depth + 1)
+            elif local.startswith("blocks."):
+                expected *= 0.9 ** (depth - int(local.split(".")[1]))
+        assert lr == pytest.approx(expected, rel=1e-6), name
+        constant = parameter.ndim == 1 or name.endswith(("cls_token", ".A_log", ".D", ".freq"))
+        assert decay == (0.0 if constant else 0.05), name
+
+
+def test_layer_wise_decay_without_a_backbone_or_a_rate_is_refused():
+    from mmengine.optim import build_optim_wrapper
+
+    optim_wrapper = dict(optimizer=dict(type="SGD", lr=1.0), constructor="LayerDecayOptimWrapperConstructor")
+    with pytest.raises(ValueError, match="needs paramwise_cfg"):
+        build_optim_wrapper(torch.nn.Linear(2, 2), optim_wrapper)
+    optim_wrapper["paramwise_cfg"] = dict(layer_decay_rate=0.5)
+    with pytest.raises(ValueError, match="needs a De-focus backbone"):
+        build_optim_wrapper(torch.nn.Linear(2, 2), optim_wrapper)

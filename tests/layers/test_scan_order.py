@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from backbones.layers.scan_order import to_grid, to_sequence
+from backbones.layers.scan_order import TokenGrid, to_grid, to_sequence
 
 
 def test_sections_follow_one_another_row_by_row():
@@ -25,3 +25,14 @@ def test_row_order():
 def test_inverse(section):
     grid = torch.randn(2, 8, 6, 5)
     assert torch.equal(to_grid(to_sequence(grid, section), 8, 6, section), grid)
+
+
+@pytest.mark.parametrize("section", [None, (2, 3)])
+def test_a_map_goes_to_the_sequence_and_back(section):
+    grid = TokenGrid(3, 5, 4, 6, section)
+    x = torch.randn(2, 7, 3, 5)
+    sequence = grid.to_sequence(x)
+    assert sequence.shape == (2, 4 * 6 + 1, 7)
+    assert torch.equal(grid.to_map(sequence), x)
+    # Padding and the class token, 10 places of 25, got nothing.
+    assert (sequence == 0).all(-1).sum(1).tolist() == [10, 10]

@@ -1,0 +1,38 @@
+"""Multi-scale deformable attention on mmcv's CUDA kernel, where mmcv is installed with its operators."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Images that the kernel takes at once; it wants a divisor of the batch.
+IMAGES_AT_ONCE = 64
+
+
+def refusal(device_type: str) -> str | None:
+    """Why mmcv's kernel cannot serve a device, or None."""
+    if device_type != "cuda":
+        return "mmcv's kernel runs on CUDA"
+    try:
+        from mmcv.ops import get_compiling_cuda_version
+    except ImportError as error:
+        return f"mmcv's operators cannot be imported ({error})"
+    if get_compiling_cuda_version() == "not available":
+        return "mmcv was built without CUDA"
+    return None
+
+
+def mmcv_deformable_attention(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """As `deformable_attention`; computes in at least fp32."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    work = torch.promote_types(value.dtype, torch.float32)
+    sides = torch.tensor(shapes, device=value.device)
+    starts = torch.cat((sides.new_zeros(1), sides.prod(1).cumsum(0)[:-1]))
+    at_once = next(n for n in range(min(IMAGES_AT_ONCE, len(value)), 0, -1) if len(value) % n == 0)
+    out = MultiScaleDeformableAttnFunction.apply(
+        value.to(work), sides, starts, locations.to(work), weights.to(work), at_once
+    )
+    return out.to(value.dtype)
