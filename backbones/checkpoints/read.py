@@ -14,8 +14,9 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names the file, the cause and the cure."""
 
 
-# What checkpoints of mmengine hold besides tensors: plain data, nothing that acts when it is built.
+# What checkpoints of mmengine and timm hold besides tensors: plain data, nothing that acts when it is built.
 _HARMLESS = (
+    "argparse.Namespace",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.ndarray",
     "numpy.dtype",
@@ -29,7 +30,7 @@ _HARMLESS = (
 
 
 def harmless_classes() -> list:
-    """The classes besides tensors that mmengine's checkpoints hold, for `torch.serialization.safe_globals`.
+    """The classes besides tensors that checkpoints of mmengine and timm hold, for `torch.serialization.safe_globals`.
 
     Only those whose package is installed. They are named by where files say they are: numpy 2 keeps the old
     module names for reading.

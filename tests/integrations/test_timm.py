@@ -1,5 +1,7 @@
 """timm's own interface on every size of every family."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,7 +95,9 @@ def test_its_checkpoint_goes_into_a_detector(tmp_path):
     family, arch = VARIANTS[name]
     model = tiny(name, num_classes=10)
     average = {k: v + 1 for k, v in model.state_dict().items()}
-    torch.save({"state_dict": model.state_dict(), "state_dict_ema": average, "epoch": 3}, tmp_path / "last.pth.tar")
+    # As timm's script saves it, its arguments included.
+    content = {"state_dict": model.state_dict(), "state_dict_ema": average, "epoch": 3, "args": Namespace(lr=1e-3)}
+    torch.save(content, tmp_path / "last.pth.tar")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "last.pth.tar"))
     backbone = MODELS.build(dict(type=family, arch=arch, init_cfg=init_cfg))
     backbone.init_weights()
