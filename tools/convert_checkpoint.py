@@ -3,6 +3,8 @@
 --inspect             what a file holds: where its weights stand, its kind, sizes and heads
 backbone (default)    a released classifier or detector to the backbone alone
 --class-map FILE      a 21K classifier to one over the classes whose rows FILE lists, one number a line
+--to detectron2       a detector of mmdet to Detectron2's names: backbone, simple pyramid, and DINO for detrex
+--to mmdet            the same back; either way it says what it could not carry
 """
 
 import argparse
@@ -18,6 +20,8 @@ from backbones.checkpoints import (
     backbone_from_checkpoint,
     read_checkpoint,
     select_head_classes,
+    to_detectron2,
+    to_mmdet,
     weights_of,
 )
 
@@ -28,9 +32,12 @@ def main() -> None:
     parser.add_argument("output", nargs="?", type=Path, help="file to write, .pth or .safetensors")
     parser.add_argument("--inspect", action="store_true", help="say what the file holds, write nothing")
     parser.add_argument("--class-map", type=Path, help="rows of the head to keep, one number a line, in class order")
+    parser.add_argument("--to", choices=("detectron2", "mmdet"), help="the framework whose names to write")
     parser.add_argument("--container", help="key of the weights in the file (default: a moving average if any)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args()
+    if args.to and args.class_map:
+        parser.error("--to is for detectors, --class-map for classifiers: give one of them")
     if not args.inspect and args.output is None:
         parser.error("give an output file, or --inspect")
     try:
@@ -41,15 +48,20 @@ def main() -> None:
             return
         if args.output.exists() and not args.overwrite:
             sys.exit(f"{args.output} exists: choose another name or add --overwrite")
-        if args.class_map:
+        if args.to:
+            out, left = to_detectron2(weights) if args.to == "detectron2" else to_mmdet(weights)
+        elif args.class_map:
             out = select_head_classes(weights, read_class_map(args.class_map))
             left = []
         else:
             out, left = backbone_from_checkpoint(weights)
     except (CheckpointError, ValueError) as error:
         sys.exit(str(error))
-    save(out, args.output)
-    print(f"{args.output}: {len(out)} tensors" + (f"; left out {len(left)}: {', '.join(left[:8])}" if left else ""))
+    # Under the key that the framework's own loaders look for.
+    save(out, args.output, "model" if args.to == "detectron2" else "state_dict")
+    # What another framework has no place for is news; a classifier's heads are not.
+    shown = left if args.to else left[:8]
+    print(f"{args.output}: {len(out)} tensors" + (f"; left out {len(left)}: {', '.join(shown)}" if left else ""))
 
 
 def describe(checkpoint: dict, weights: dict, container: str | None) -> str:
@@ -89,7 +101,7 @@ def read_class_map(path: Path) -> list[int]:
         raise ValueError(f"class map {path}: {error}; it must hold one whole number a line") from error
 
 
-def save(weights: dict, path: Path) -> None:
+def save(weights: dict, path: Path, container: str) -> None:
     """Writes beside the target and renames, so that an interruption leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -100,7 +112,7 @@ def save(weights: dict, path: Path) -> None:
 
             save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
         else:
-            torch.save({"state_dict": weights}, temporary)
+            torch.save({container: weights}, temporary)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

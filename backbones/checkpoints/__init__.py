@@ -5,6 +5,7 @@ from backbones.checkpoints.convert import (
     select_head_classes,
     weights_of,
 )
+from backbones.checkpoints.layouts import to_detectron2, to_mmdet
 from backbones.checkpoints.load import LoadReport, load_pretrained
 from backbones.checkpoints.read import CheckpointError, read_checkpoint
 
@@ -15,5 +16,7 @@ __all__ = [
     "load_pretrained",
     "read_checkpoint",
     "select_head_classes",
+    "to_detectron2",
+    "to_mmdet",
     "weights_of",
 ]

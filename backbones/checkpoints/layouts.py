@@ -1,0 +1,177 @@
+"""One detector's weights under two frameworks: mmdet's names to Detectron2's and back, as pure functions.
+
+Carried are the backbone, the simple feature pyramid, and DINO between mmdet's and detrex's. Other heads have other
+parts in either framework, and are left out by name.
+
+| part     | mmdet                                      | Detectron2, detrex                    |
+| -------- | ------------------------------------------ | ------------------------------------- |
+| backbone | `backbone.*`                               | `backbone.net.*`                      |
+| pyramid  | `neck.fpn1.*`, `neck.lateral_convs.0.*`, … | `backbone.simfp_2.*`, …               |
+| DINO     | `encoder.*`, `decoder.*`, `bbox_head.*`, … | `transformer.*`, `class_embed.*`, …   |
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from backbones.checkpoints.convert import backbone_from_checkpoint
+from backbones.checkpoints.read import CheckpointError
+
+# Layers before the two convolutions of each scale, finest first: ×4 has a norm and an activation between its two
+# deconvolutions, the next one deconvolution, the map's own scale nothing, and its half a pooling.
+_LAYERS_BEFORE = (4, 1, 0, 1)
+
+# mmdet's name and detrex'; {} is a number, and a name that ends in a dot is the beginning of several.
+_DINO = (
+    ("level_embed", "transformer.level_embeds"),
+    ("query_embedding.weight", "transformer.tgt_embed.weight"),
+    ("memory_trans_fc.", "transformer.enc_output."),
+    ("memory_trans_norm.", "transformer.enc_output_norm."),
+    ("dn_query_generator.label_embedding.", "label_enc."),
+    ("encoder.layers.{}.self_attn.", "transformer.encoder.layers.{}.attentions.0."),
+    ("encoder.layers.{}.ffn.", "transformer.encoder.layers.{}.ffns.0."),
+    ("encoder.layers.{}.norms.", "transformer.encoder.layers.{}.norms."),
+    ("decoder.layers.{}.self_attn.", "transformer.decoder.layers.{}.attentions.0."),
+    ("decoder.layers.{}.cross_attn.", "transformer.decoder.layers.{}.attentions.1."),
+    ("decoder.layers.{}.ffn.", "transformer.decoder.layers.{}.ffns.0."),
+    ("decoder.layers.{}.norms.", "transformer.decoder.layers.{}.norms."),
+    ("decoder.ref_point_head.", "transformer.decoder.ref_point_head."),
+    ("decoder.norm.", "transformer.decoder.norm."),
+    ("bbox_head.cls_branches.{}.", "class_embed.{}."),
+    ("bbox_head.reg_branches.{}.0.", "bbox_embed.{}.layers.0."),
+    ("bbox_head.reg_branches.{}.2.", "bbox_embed.{}.layers.1."),
+    ("bbox_head.reg_branches.{}.4.", "bbox_embed.{}.layers.2."),
+)
+_EMBEDDING = "patch_embed.projection.weight"
+# detrex registers the heads of its detector once more in its decoder.
+_HEADS = ("class_embed.", "bbox_embed.")
+_SHARED = "transformer.decoder."
+
+
+def to_detectron2(weights: Mapping[str, Tensor], prefix: str = "backbone.net.") -> tuple[dict[str, Tensor], list[str]]:
+    """A detector of mmdet, a released classifier or a backbone in Detectron2's names.
+
+    Args:
+        weights: Name to tensor.
+        prefix: Where the detector has the backbone. The pyramid goes along if this ends in "net.", as
+            `SimpleFeaturePyramid` has it.
+
+    Returns:
+        Detectron2's names to tensors, and the names that were left out.
+
+    Raises:
+        CheckpointError: It has Detectron2's names already, no De-focus backbone, or a pyramid that cannot be told.
+    """
+    if any("simfp_" in name for name in weights):
+        raise CheckpointError("the checkpoint has Detectron2's names already (simfp_*)")
+    backbone, others = backbone_from_checkpoint(weights)
+    patch_size = _patch_size(backbone)
+    pyramid = {}
+    if prefix.endswith("net."):
+        scales = _scales_in_mmdet(weights)
+        pyramid = {ours: prefix.removesuffix("net.") + theirs for ours, theirs in _pyramid(scales, patch_size)}
+    converted = {prefix + name: value for name, value in backbone.items()}
+    left = []
+    for name in others:
+        new = pyramid.get(name) or _rename(name, _DINO)
+        if new is None:
+            left.append(name)
+            continue
+        converted[new] = weights[name]
+        if new.startswith(_HEADS):
+            converted[_SHARED + new] = weights[name]
+    return converted, left
+
+
+def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """A detector of Detectron2 or detrex in mmdet's names: the inverse of `to_detectron2`.
+
+    Args:
+        weights: Name to tensor.
+
+    Returns:
+        mmdet's names to tensors, and the names that were left out.
+
+    Raises:
+        CheckpointError: It has mmdet's names already, or no De-focus backbone.
+    """
+    if any(name.startswith("neck.") and "norm_layer" in name for name in weights):
+        raise CheckpointError("the checkpoint has mmdet's names already (neck.*)")
+    embeddings = [name for name in weights if name.endswith(_EMBEDDING)]
+    if len(embeddings) != 1:
+        raise CheckpointError(f"the checkpoint has {len(embeddings)} De-focus backbones (*.{_EMBEDDING}), not one")
+    prefix = embeddings[0].removesuffix(_EMBEDDING)
+    backbone = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    others = [name for name in weights if not name.startswith(prefix)]
+    patch_size = _patch_size(backbone)
+    stages = {int(match[1]) for name in others if (match := re.match(r"backbone\.simfp_(\d+)\.", name))}
+    scales = sorted(stage - _stage(0, patch_size) for stage in stages)
+    pyramid = {f"backbone.{theirs}": ours for ours, theirs in _pyramid(scales, patch_size)}
+    converted = {f"backbone.{name}": value for name, value in backbone.items()}
+    backwards = [(theirs, ours) for ours, theirs in _DINO]
+    left = []
+    for name in others:
+        if name.startswith(_SHARED) and name.removeprefix(_SHARED).startswith(_HEADS):
+            # The same tensors as those without this prefix.
+            continue
+        new = pyramid.get(name) or _rename(name, backwards)
+        if name.startswith("backbone.adapter."):
+            # Ours below Detectron2 is the neck of mmdet.
+            new = "neck." + name.removeprefix("backbone.adapter.")
+        if new is None:
+            left.append(name)
+        else:
+            converted[new] = weights[name]
+    return converted, left
+
+
+def _patch_size(backbone: Mapping[str, Tensor]) -> int:
+    embedding = backbone.get(_EMBEDDING)
+    if embedding is None:
+        raise CheckpointError("the checkpoint has no De-focus backbone (no patch_embed.*)")
+    return embedding.shape[-1]
+
+
+def _stage(scale: int, patch_size: int) -> int:
+    """Detectron2's number of a scale, 0 for the finest: the logarithm of its stride."""
+    return patch_size.bit_length() - 1 - 2 + scale
+
+
+def _scales_in_mmdet(names: Iterable[str]) -> list[int]:
+    """Which of the four scales `SimpleFPN` has, by its parameters' names."""
+    names = set(names)
+    count = 0
+    while f"neck.lateral_convs.{count}.norm_layer.weight" in names:
+        count += 1
+    if count == 0:
+        return []
+    for start in (0, 1):
+        if f"neck.fpn{start + 1}.0.weight" in names:
+            return list(range(start, start + count))
+    if count == 1:
+        raise CheckpointError("the pyramid (neck.*) has one scale, and its names do not tell which")
+    return [2, 3]
+
+
+def _pyramid(scales: Iterable[int], patch_size: int) -> Iterable[tuple[str, str]]:
+    """mmdet's and Detectron2's name, the latter below the backbone, of each parameter that a pyramid may have."""
+    for i, scale in enumerate(scales):
+        before = _LAYERS_BEFORE[scale]
+        theirs = f"simfp_{_stage(scale, patch_size)}"
+        for part in ("weight", "bias"):
+            for layer in range(before):
+                yield f"neck.fpn{scale + 1}.{layer}.{part}", f"{theirs}.{layer}.{part}"
+            for layer, ours in enumerate((f"neck.lateral_convs.{i}", f"neck.fpn_convs.{i}"), start=before):
+                yield f"{ours}.conv.{part}", f"{theirs}.{layer}.{part}"
+                yield f"{ours}.norm_layer.{part}", f"{theirs}.{layer}.norm.{part}"
+
+
+def _rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """The other framework's name, None if the table has none."""
+    for old, new in table:
+        pattern = re.escape(old).replace(r"\{\}", r"(\d+)")
+        match = re.match(pattern if old.endswith(".") else pattern + "$", name)
+        if match:
+            return new.format(*match.groups()) + name[match.end() :]
+    return None
