@@ -31,6 +31,13 @@ from pycocotools import mask as coco_mask
 
 DPI = 130
 METRICS = {"bbox_mAP": "box AP", "bbox_mAP_50": "box AP50", "segm_mAP": "mask AP", "segm_mAP_50": "mask AP50"}
+# Detectron2 says these in hundredths.
+DETECTRON2_METRICS = {
+    "bbox/AP": "bbox_mAP",
+    "bbox/AP50": "bbox_mAP_50",
+    "segm/AP": "segm_mAP",
+    "segm/AP50": "segm_mAP_50",
+}
 BOX_COLORS = matplotlib.colormaps["tab10"].colors + matplotlib.colormaps["tab20"].colors[1::2]
 MASK_OPACITY = 0.45
 LONGEST_NAME = 24
@@ -88,10 +95,11 @@ def show_results(
         annotations: Ground truth, COCO instances format.
         images: Folder of the images that `annotations` names.
         predictions: COCO results format, as mmdet's CocoMetric writes it to `<outfile_prefix>.bbox.json` or
-            `.segm.json`. Masks, of the ground truth too, are drawn if the predictions have them.
+            `.segm.json`, or Detectron2's COCOEvaluator to `coco_instances_results.json`. Masks, of the ground truth
+            too, are drawn if the predictions have them.
         out: Folder for the pictures, made if need be.
-        logs: `scalars.json` files of mmengine. From the first step of a resumed run on, its log replaces
-            what an earlier one says.
+        logs: `scalars.json` files of mmengine, `metrics.json` of Detectron2. From the first step of a resumed run
+            on, its log replaces what an earlier one says.
         score_threshold: Lowest score that is drawn.
         max_images: Number of images to draw, spread evenly over those with predictions.
 
@@ -355,14 +363,14 @@ def _overlap(first: tuple, second: tuple) -> float:
 
 
 def _read_log(path: Path) -> Run:
-    """Reads a `scalars.json`.
+    """Reads a `scalars.json` of mmengine or a `metrics.json` of Detectron2.
 
-    The step of a training line is its iteration. That of an evaluation is the epoch in epoch-based training,
-    the iteration in iteration-based training, and there 0 if the logger hook was left at
-    `log_metric_by_epoch=True`. An iteration cannot lie before that of the training line above it, which tells
-    the three apart.
+    In the former, the step of a training line is its iteration. That of an evaluation is the epoch in epoch-based
+    training, the iteration in iteration-based training, and there 0 if the logger hook was left at
+    `log_metric_by_epoch=True`. An iteration cannot lie before that of the training line above it, which tells the
+    three apart. In the latter, all lines count iterations, and one may be of training and evaluation at once.
     """
-    cure = "give the vis_data/scalars.json of an mmengine run"
+    cure = "give the vis_data/scalars.json of an mmengine run, or the metrics.json of a Detectron2 run"
     lines = [line for line in _read_text(path, cure).splitlines() if line.strip()]
     run = Run({}, [])
     iteration, epoch = 0, None
@@ -377,10 +385,15 @@ def _read_log(path: Path) -> Run:
         kind = type(record).__name__
         if kind != "dict":
             raise ValueError(f"{path}, line {number} holds a {kind}, not an object; {cure}")
-        step = record.get("step", record.get("iter"))
-        loss = record.get("loss", record.get("train/loss"))
+        step = record.get("step", record.get("iter", record.get("iteration")))
+        loss = record.get("loss", record.get("train/loss", record.get("total_loss")))
         scores = {}
         for key, value in record.items():
+            if key in DETECTRON2_METRICS:
+                # NaN where there is nothing to find.
+                if math.isfinite(value):
+                    scores[DETECTRON2_METRICS[key]] = value / 100
+                continue
             metric = key.rsplit("/", 1)[-1]
             # COCO evaluation says -1 where there is nothing to find.
             if metric in METRICS and value >= 0:
@@ -391,7 +404,7 @@ def _read_log(path: Path) -> Run:
             iteration, epoch = step, record.get("epoch")
             if math.isfinite(loss):
                 run.losses[step] = loss
-        elif scores:
+        if scores:
             by_epoch = epoch is not None and step < iteration
             run.evaluations.append(Evaluation(max(iteration, step), step if by_epoch else None, scores))
     if not run.losses and not run.evaluations:
@@ -470,7 +483,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="JSON",
-        help="scalars.json of the run, and of those resumed from it",
+        help="scalars.json or metrics.json of the run, and of those resumed from it",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--score-threshold", type=float, default=0.4, help="lowest score drawn (default: %(default)s)")

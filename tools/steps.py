@@ -1,0 +1,29 @@
+"""Runs the steps of a demo, each a command of its own, and says what it runs and how long it took."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_step(title: str, command: list, environment: dict[str, str] | None = None) -> None:
+    """Runs ``command``; if it fails or is interrupted, ends the program with what to do next.
+
+    Args:
+        title: What the step does.
+        command: The program and its arguments; all become strings.
+        environment: Instead of this process's own.
+    """
+    command = [str(part) for part in command]
+    print(f"\n== {title}\n   {shlex.join(['python', *command[1:]])}", flush=True)
+    start = time.monotonic()
+    try:
+        code = subprocess.run(command, env=environment).returncode
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on from here.")
+    if code != 0:
+        sys.exit(f"{title} failed (exit status {code}); the same command goes on from here once that is mended.")
+    print(f"== {title}: {time.monotonic() - start:.0f} s", flush=True)

@@ -1,0 +1,180 @@
+"""Trains a Detectron2 config, or scores one with --eval-only, where Detectron2's own scripts are not at hand.
+
+The pip package lacks them. This takes their flags, lazy configs (.py) and YAML configs, and runs without a GPU too.
+
+    python tools/train_detectron2.py --config-file CONFIG.py train.output_dir=work_dirs/run
+    python tools/train_detectron2.py --config-file CONFIG.py --resume train.output_dir=work_dirs/run
+    python tools/train_detectron2.py --config-file CONFIG.py --eval-only train.init_checkpoint=FILE
+    python tools/train_detectron2.py --config-file CONFIG.yaml --dataset blood_train=blood/train.json:blood/train \\
+        DATASETS.TRAIN '("blood_train",)'
+
+--num-gpus is the number of processes, also on a machine without GPUs, where they talk through gloo.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    hooks,
+    launch,
+)
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from backbones.integrations.detectron2 import register_coco_json
+
+logger = logging.getLogger("detectron2")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """What each process runs."""
+    for name, json_file, image_root in arguments.dataset:
+        register_coco_json(json_file, image_root, name)
+    if Path(arguments.config_file).suffix in (".yaml", ".yml"):
+        config = get_cfg()
+        config.merge_from_file(arguments.config_file)
+        config.merge_from_list(arguments.opts)
+        _run_yaml(config, arguments)
+    else:
+        config = LazyConfig.apply_overrides(LazyConfig.load(arguments.config_file), arguments.opts)
+        _run_lazy(config, arguments)
+
+
+def _run_lazy(config: DictConfig, arguments: argparse.Namespace) -> None:
+    notices = [] if torch.cuda.is_available() else _move_to_cpu(config)
+    default_setup(config, arguments)
+    for notice in notices:
+        logger.warning(notice)
+    model = instantiate(config.model).to(config.train.device)
+    if arguments.eval_only:
+        model = create_ddp_model(model, **config.train.ddp)
+        DetectionCheckpointer(model).load(config.train.init_checkpoint)
+        _evaluate(config, model)
+        return
+
+    config.optimizer.params.model = model
+    optimizer = instantiate(config.optimizer)
+    clip = OmegaConf.select(config, "train.clip_grad")
+    if clip is not None and clip.enabled:
+        _clip_gradients(optimizer, **clip.params)
+    model = create_ddp_model(model, **config.train.ddp)
+    kind = AMPTrainer if config.train.amp.enabled else SimpleTrainer
+    trainer = kind(model, instantiate(config.dataloader.train), optimizer)
+    checkpointer = DetectionCheckpointer(model, config.train.output_dir, trainer=trainer)
+    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))])
+    if comm.is_main_process():
+        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer)])
+    # Before the writers, which then write the scores too.
+    trainer.register_hooks([hooks.EvalHook(config.train.eval_period, lambda: _evaluate(config, model))])
+    if comm.is_main_process():
+        writers = default_writers(config.train.output_dir, config.train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=config.train.log_period)])
+    checkpointer.resume_or_load(config.train.init_checkpoint, resume=arguments.resume)
+    resumed = arguments.resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumed else 0, config.train.max_iter)
+
+
+def _move_to_cpu(config: DictConfig) -> list[str]:
+    """Takes from a config what needs a GPU; returns what to tell the user."""
+    notices = []
+    if config.train.device != "cpu":
+        notices.append(f"train.device is {config.train.device!r} and there is no GPU: running on the CPU")
+        config.train.device = "cpu"
+    if "device" in config.model:
+        config.model.device = "cpu"
+    if config.train.amp.enabled:
+        notices.append("train.amp.enabled is left out: Detectron2's mixed precision runs on CUDA alone")
+        config.train.amp.enabled = False
+    # DDP refuses the device ids that Detectron2 hands it by default.
+    config.train.ddp.device_ids = None
+    return notices
+
+
+def _clip_gradients(optimizer: torch.optim.Optimizer, **settings) -> None:
+    """Clips the norm of all gradients before each step, as ``train.clip_grad`` of detrex' configs says."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, **settings))
+
+
+def _evaluate(config: DictConfig, model: nn.Module) -> dict:
+    """Scores on the test set; {} for a config without evaluator."""
+    if "evaluator" not in config.dataloader:
+        return {}
+    results = inference_on_dataset(model, instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator))
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+class YamlTrainer(DefaultTrainer):
+    """Detectron2's trainer for YAML configs, with COCO's scores."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        """The evaluator of a data set in COCO's format."""
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        if kind != "coco":
+            raise ValueError(f"{dataset_name} is to be scored as {kind!r}; use Detectron2's own tools/train_net.py")
+        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+
+def _run_yaml(config: CfgNode, arguments: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        if comm.get_world_size() > 1:
+            raise ValueError("YAML configs train in one process where there is no GPU; lazy configs in several")
+        config.MODEL.DEVICE = "cpu"
+        config.SOLVER.AMP.ENABLED = False
+    config.freeze()
+    default_setup(config, arguments)
+    if arguments.eval_only:
+        model = YamlTrainer.build_model(config)
+        checkpointer = DetectionCheckpointer(model, save_dir=config.OUTPUT_DIR)
+        checkpointer.resume_or_load(config.MODEL.WEIGHTS, resume=arguments.resume)
+        YamlTrainer.test(config, model)
+        return
+    trainer = YamlTrainer(config)
+    trainer.resume_or_load(resume=arguments.resume)
+    trainer.train()
+
+
+def _data_set(text: str) -> tuple[str, str, str]:
+    name, equals, files = text.partition("=")
+    json_file, colon, image_root = files.rpartition(":")
+    if not (name and equals and json_file and colon and image_root):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=ANNOTATIONS.json:IMAGE_FOLDER")
+    return name, json_file, image_root
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--dataset",
+        type=_data_set,
+        action="append",
+        default=[],
+        metavar="NAME=JSON:FOLDER",
+        help="a COCO json that a YAML config names; may be given several times",
+    )
+    arguments = parser.parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
