@@ -273,3 +273,16 @@ def test_program(files, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         tool.main()
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_reads_detectron2s_log(tmp_path):
+    """Losses and hundredths of AP by iteration, NaN left out, what a resumed run repeats counted once."""
+    log = tmp_path / "metrics.json"
+    log.write_text(
+        '{"iteration": 19, "total_loss": 2.0, "loss_mask": 0.7}\n'
+        '{"iteration": 39, "total_loss": 1.0, "bbox/AP": 21.5, "bbox/APl": NaN, "segm/AP": NaN, "bbox/AP-star": 3.0}\n'
+        '{"iteration": 39, "total_loss": 1.5}\n'
+    )
+    run = tool._read_log(log)
+    assert run.losses == {19: 2.0, 39: 1.5}
+    assert [(e.iteration, e.epoch, e.scores) for e in run.evaluations] == [(39, None, {"bbox_mAP": 0.215})]
