@@ -32,6 +32,7 @@ class InteractionAdapter(Adapter):
         out_channels: Channels of every output, by a 1×1 and a 3×3 convolution; None leaves ``in_channels`` and
             convolves nothing.
         num_outs: Number of outputs; beyond stride 32 each subsamples the one before.
+        start_level: The finest output: 0 for stride 4, 1 for 8, 2 for 16, 3 for 32. Stock DINO takes 1.
         num_groups: Groups of blocks, each with an exchange. Built by `fit`, one for each of the backbone's
             ``out_indices``, which ends it.
         patch_size: Stride of the backbone, a power of two from 4 on.
@@ -51,6 +52,7 @@ class InteractionAdapter(Adapter):
         in_channels: int,
         out_channels: int | None = None,
         num_outs: int = 4,
+        start_level: int = 0,
         num_groups: int = 4,
         patch_size: int = 16,
         image_channels: int = 3,
@@ -61,27 +63,32 @@ class InteractionAdapter(Adapter):
         ffn_ratio: float = 0.25,
     ):
         super().__init__()
-        if num_outs < 4:
-            raise ValueError(f"num_outs must be at least 4, got {num_outs}")
+        if num_outs < 1:
+            raise ValueError(f"num_outs must be at least 1, got {num_outs}")
+        if start_level not in range(4):
+            raise ValueError(f"start_level must be 0 (stride 4) to 3 (stride 32), got {start_level}")
         if num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, got {num_groups}")
         self.patch_size = patch_size
-        self.prior = SpatialPrior(image_channels, prior_dims, in_channels, patch_size)
+        self.prior = SpatialPrior(image_channels, prior_dims, in_channels, patch_size, finest=start_level == 0)
         self.level_embed = nn.Parameter(torch.empty(len(LEVELS), in_channels))
-        nn.init.normal_(self.level_embed)
+        nn.init.trunc_normal_(self.level_embed, std=0.02)
         attention = dict(num_heads=num_heads, num_points=num_points, value_ratio=value_ratio)
         self.injectors = nn.ModuleList(Injector(in_channels, **attention) for _ in range(num_groups))
         self.extractors = nn.ModuleList(Extractor(in_channels, ffn_ratio, **attention) for _ in range(num_groups))
-        self.finest = nn.ConvTranspose2d(in_channels, in_channels, 2, 2)
-        self.norms = nn.ModuleList(LayerNorm2d(in_channels) for _ in range(4))
+        # What of the four scales of the prior becomes an output.
+        self.used = range(start_level, min(start_level + num_outs, 4))
+        if start_level == 0:
+            self.finest = nn.ConvTranspose2d(in_channels, in_channels, 2, 2)
+        self.norms = nn.ModuleList(LayerNorm2d(in_channels) for _ in self.used)
         self.projections = nn.ModuleList(
             nn.Identity()
             if out_channels is None
             else nn.Sequential(ConvNorm(in_channels, out_channels, 1), ConvNorm(out_channels, out_channels, 3))
-            for _ in range(4)
+            for _ in self.used
         )
         self.out_channels = (out_channels or in_channels,) * num_outs
-        self.scales = tuple(0.25 * 2**i for i in range(num_outs))
+        self.scales = tuple(0.25 * 2**i for i in range(start_level, start_level + num_outs))
 
     @staticmethod
     def read_settings(net: DefocusBackbone) -> dict[str, Any]:
@@ -137,12 +144,14 @@ class InteractionAdapter(Adapter):
 
         last = grid.to_map(net.norm(sequence))
         maps = [t.mT.unflatten(2, shape) for t, shape in zip(prior.split([h * w for h, w in shapes], 1), shapes)]
-        maps = [finest + self.finest(maps[0]), *maps]
+        if finest is not None:
+            finest = finest + self.finest(maps[0])
+        maps = [finest, *maps]
         outs = []
-        for scale, level, norm, projection in zip(self.scales, maps, self.norms, self.projections):
+        for i, scale, norm, projection in zip(self.used, self.scales, self.norms, self.projections):
             h, w = math.ceil(grid.rows / scale), math.ceil(grid.columns / scale)
             resized = F.interpolate(last, (h, w), mode="bilinear", align_corners=False)
-            outs.append(projection(norm(level[:, :, :h, :w] + resized)))
+            outs.append(projection(norm(maps[i][:, :, :h, :w] + resized)))
         while len(outs) < len(self.scales):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)
@@ -156,9 +165,10 @@ class SpatialPrior(nn.Module):
         dims: Channels at the finest scale; the next have two, four and four times as many.
         out_channels: Channels of every map.
         patch_size: The backbone's stride, a power of two from 4 on.
+        finest: Whether the finest map is wanted; without it there is None in its place.
     """
 
-    def __init__(self, in_channels: int, dims: int, out_channels: int, patch_size: int):
+    def __init__(self, in_channels: int, dims: int, out_channels: int, patch_size: int, finest: bool = True):
         super().__init__()
         if patch_size < 4 or patch_size & (patch_size - 1):
             raise ValueError(f"patch_size must be a power of two, at least 4, got {patch_size}")
@@ -170,16 +180,18 @@ class SpatialPrior(nn.Module):
         widths = [dims, 2 * dims, 4 * dims, 4 * dims]
         self.stages = nn.ModuleList([nn.Sequential(*stem)])
         self.stages.extend(_conv_norm_gelu(c, d, 2) for c, d in itertools.pairwise(widths))
-        self.projections = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in widths)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(width, out_channels, 1) if finest or i else None for i, width in enumerate(widths)
+        )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor | None]:
         """Maps of `(b, c, H, W)`, finest first; H and W are padded with zeros to twice the backbone's stride."""
         h, w = x.shape[-2:]
-        x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple)).to(self.projections[0].weight.dtype)
+        x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple)).to(self.projections[-1].weight.dtype)
         maps = []
         for stage, projection in zip(self.stages, self.projections, strict=True):
             x = stage(x)
-            maps.append(projection(x))
+            maps.append(None if projection is None else projection(x))
         return maps
 
 

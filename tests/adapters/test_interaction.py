@@ -56,6 +56,23 @@ def test_scales(size, patch_size):
     assert model.out_strides == tuple(patch_size * 2**i // 4 for i in range(5))
 
 
+@pytest.mark.parametrize("start, num_outs", [(0, 1), (1, 4), (3, 2)])
+def test_start_level_leaves_out_the_finer_scales(start, num_outs):
+    whole, some = build(), build(settings=dict(start_level=start, num_outs=num_outs))
+    weights = whole.state_dict()
+    for name in some.state_dict():
+        # Norms are counted from the first output on.
+        if name.startswith("adapter.norms."):
+            _, _, i, rest = name.split(".")
+            weights[name] = whole.state_dict()[f"adapter.norms.{int(i) + start}.{rest}"]
+    some.load_state_dict({name: weights[name] for name in some.state_dict()})
+    image = torch.randn(1, 3, 64, 80)
+    outs = some(image)
+    assert len(outs) == num_outs and some.out_strides == tuple(4 * 2 ** (start + i) for i in range(num_outs))
+    for out, expected in zip(outs, whole(image)[start:]):
+        torch.testing.assert_close(out, expected)
+
+
 @pytest.mark.parametrize("with_cp", [False, True])
 def test_gradients_reach_every_part(with_cp):
     model = build(with_cp=with_cp)
