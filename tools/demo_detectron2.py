@@ -8,11 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from steps import ROOT, run_step
+from steps import ROOT, draw_shapes, run_step
 
 CONFIG = "detectron2_projects/rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
-# As the demo of mmdet draws them, so that one set serves both.
-SHAPES = ("--train", "2000", "--size", "160")
 
 
 def main() -> None:
@@ -29,7 +27,7 @@ def main() -> None:
     data, work_dir = Path(config.data.root), Path(config.train.output_dir)
     final = work_dir / "model_final.pth"
 
-    run_step("Drawing the data", [sys.executable, "tools/make_shapes.py", data, *SHAPES])
+    draw_shapes(data)
 
     train = [sys.executable, "tools/train_detectron2.py", "--config-file", CONFIG]
     if final.exists():

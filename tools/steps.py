@@ -1,5 +1,6 @@
 """Runs the steps of a demo, each a command of its own, and says what it runs and how long it took."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def draw_shapes(folder: Path) -> None:
+    """Draws the set that all demos share into ``folder``; one that is there is kept."""
+    command = [sys.executable, "tools/make_shapes.py", folder, "--train", "2000", "--size", "160"]
+    run_step("Drawing the data", command)
+
+
+def mmcv_environment() -> dict[str, str]:
+    """The environment for tools of mmdet and mmseg: on the GPU if there is one and mmcv was built for it."""
+    import torch
+    from mmcv.ops import get_compiling_cuda_version
+
+    environment = dict(os.environ)
+    if torch.cuda.is_available() and get_compiling_cuda_version() == "not available":
+        print("Notice: mmcv was built without CUDA (no nvcc when it was set up), so this runs on the CPU")
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
 
 
 def run_step(title: str, command: list, environment: dict[str, str] | None = None) -> None:
