@@ -97,35 +97,31 @@ def seg_batch(sizes):
 
 
 def loss_and_gradients(model, batch):
+    # Away from the initial values: gates and offsets that start at zero stop the gradients of what they read.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     model.train()
     batch = model.data_preprocessor(batch, True)
-    losses = model.loss(**batch)
+    losses = model(**batch, mode="loss")
     total, log = model.parse_losses(losses)
     assert total.isfinite()
     total.backward()
     return log, {name: p.grad for name, p in model.named_parameters()}
 
 
-def assert_all_learn(gradients, may_rest=()):
+def assert_all_learn(gradients):
     # The class token comes last in the sequence: no image token sees it.
     idle = {name for name, gradient in gradients.items() if gradient is None or not gradient.any()}
-    idle -= {name for name in idle if name.endswith("cls_token") or any(part in name for part in may_rest)}
-    assert not idle, idle
+    assert {name for name in idle if not name.endswith("cls_token")} == set()
 
 
 @pytest.mark.parametrize("name", SEG.values(), ids=SEG)
 def test_segmentor_learns_and_predicts(name):
     _, model = segmentor(name)
-    if name.startswith("upernet") and "interaction" in name:
-        # Gates of zero, the identity at the start, pass no gradient on to what they gate.
-        torch.nn.init.ones_(model.backbone.adapter.injectors[0].gate)
-        for injector in model.backbone.adapter.injectors:
-            torch.nn.init.ones_(injector.gate)
-    # The decoder's first attention looks at masks of all-equal queries; mask2former's query features start equal.
-    rest = ("decode_head.transformer_decoder.layers.0.self_attn",) if name.startswith("mask2former") else ()
     log, gradients = loss_and_gradients(model, seg_batch([(64, 96), (50, 77)]))
     assert any("loss" in key for key in log)
-    assert_all_learn(gradients, rest)
+    assert_all_learn(gradients)
 
     model.eval()
     for size in ((61, 83), (17, 40)):
@@ -172,7 +168,7 @@ def test_multi_scale_and_flipped_test_time_augmentation(name):
         for view, sample in views:
             (out,) = model.test_step(dict(inputs=[view], data_samples=[copy.deepcopy(sample)]))
             probabilities += out.seg_logits.data.softmax(0)
-    assert torch.equal(merged.pred_sem_seg.data, probabilities.argmax(0))
+    assert torch.equal(merged.pred_sem_seg.data[0], probabilities.argmax(0))
 
 
 def detector(path):
@@ -185,6 +181,9 @@ def detector(path):
         shrink_mask2former(model.panoptic_head)
         model.train_cfg.num_points = 256
     else:
+        # All anchors, those beyond the border too: a sample of them may leave the coarse scales out.
+        model.train_cfg.rpn.sampler.num = 10000
+        model.train_cfg.rpn.allowed_border = -1
         model.train_cfg.rpn_proposal.max_per_img = 50
         model.test_cfg.rpn.max_per_img = 20
     return mmdet.registry.MODELS.build(model)
@@ -220,8 +219,7 @@ def test_detector_learns_and_predicts_masks(path):
     panoptic = path.endswith("panoptic")
     log, gradients = loss_and_gradients(model, det_batch([(64, 96), (60, 75)], panoptic))
     assert any("mask" in key for key in log)
-    # Levels without a box train no weights of their own; two boxes fill some of 80 classes.
-    assert_all_learn(gradients, ("transformer_decoder.layers.0.self_attn",))
+    assert_all_learn(gradients)
 
     model.eval()
     with torch.no_grad():
