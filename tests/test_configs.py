@@ -29,7 +29,8 @@ def build(path, scope="mmdet"):
 def test_builds(path):
     config, _ = build(path)
     parts = path.stem.split("_")
-    assert config.model.type.lower() in parts[0].replace("-", "") or config.model.type.lower() in parts[0].split("-")
+    detectors = {"dino": "DINO", "mask": "MaskRCNN", "cascade": "CascadeRCNN", "mask2former": "Mask2Former"}
+    assert config.model.type == detectors[parts[0].split("-")[0]]
     if "coco" in path.stem:
         gpus_and_batch, *_, epochs = parts[-2].split("-")
         if parts[0] == "mask2former":
