@@ -4,13 +4,16 @@ VENV ?= .venv
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
 
-.PHONY: demo demo-d2 test setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 test setup lint clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
 
 demo: setup
 	@$(VENV)/bin/python tools/demo.py --family $(FAMILY)
+
+demo-seg: setup
+	@$(VENV)/bin/python tools/demo_seg.py
 
 # Needs Detectron2, which is built from its source: the program says how.
 demo-d2: setup
@@ -23,4 +26,4 @@ lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 clean-demo:
-	rm -rf work_dirs/demo work_dirs/demo_d2 work_dirs/shapes
+	rm -rf work_dirs/demo work_dirs/demo_seg work_dirs/demo_d2 work_dirs/shapes

@@ -10,26 +10,113 @@ Config = pytest.importorskip("mmengine.config", reason="mmengine is not installe
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 MMDET_CONFIGS = sorted(Path("mmdet_configs").glob("*/*.py"))
+MMSEG_CONFIGS = sorted(Path("mmseg_configs").glob("*/*.py"))
 
 
-def build(path):
-    from mmdet.registry import MODELS
+def build(path, scope="mmdet"):
+    import importlib
+
     from mmengine.registry import init_default_scope
 
+    registry = importlib.import_module(f"{scope}.registry").MODELS
     config = Config.fromfile(path)
-    init_default_scope("mmdet")
+    init_default_scope(scope)
     with torch.device("meta"):
-        return config, MODELS.build(config.model)
+        return config, registry.build(config.model)
 
 
 @pytest.mark.parametrize("path", MMDET_CONFIGS, ids=lambda p: p.stem)
 def test_builds(path):
     config, _ = build(path)
     parts = path.stem.split("_")
-    assert config.model.type.lower() in parts[0].split("-")
+    detectors = {"dino": "DINO", "mask": "MaskRCNN", "cascade": "CascadeRCNN", "mask2former": "Mask2Former"}
+    assert config.model.type == detectors[parts[0].split("-")[0]]
     if "coco" in path.stem:
-        assert config.train_cfg.max_epochs == int(parts[-2].removeprefix("8xb2-").removesuffix("e"))
+        gpus_and_batch, *_, epochs = parts[-2].split("-")
+        if parts[0] == "mask2former":
+            # 50 epochs of 118,287 images less the empty ones, counted in iterations as the stock config does.
+            assert (epochs, config.train_cfg.max_iters) == ("50e", 368750)
+        else:
+            assert config.train_cfg.max_epochs == int(epochs.removesuffix("e"))
+            assert config.param_scheduler[-1].end == config.train_cfg.max_epochs
+        assert gpus_and_batch == "8xb2"
         assert config.train_dataloader.batch_size == 2 and config.auto_scale_lr.base_batch_size == 16
+
+
+@pytest.mark.parametrize("path", MMSEG_CONFIGS, ids=lambda p: p.stem)
+def test_segmentor_builds_as_its_name_says(path):
+    pytest.importorskip("mmseg", reason="mmseg is not installed")
+    config, model = build(path, "mmseg")
+    method, backbone, schedule, data = path.stem.split("_")
+    heads = dict(upernet="UPerHead", segformer="SegformerHead", mask2former="Mask2FormerHead")
+    assert type(model.decode_head).__name__ == heads[method]
+    adapters = dict(tap="TapPyramid", fpn="SimpleFPN", interaction="InteractionAdapter")
+    _, family, size, adapter = backbone.split("-")
+    assert type(model.backbone.adapter).__name__ == adapters[adapter]
+    assert type(model.backbone.net).__name__.lower() == f"defocus{family}"
+    assert size == "tiny" or config.model.backbone.net.arch == size
+    assert config.train_dataloader.batch_size == int(schedule.split("-")[0].split("b")[1])
+    iterations = int(schedule.split("-")[1].removesuffix("k")) * 1000
+    assert config.train_cfg.max_iters == config.param_scheduler[-1].end == iterations
+    if "-" in data:
+        # Model, crops and the file's name agree on the size.
+        name, crop = data.split("-")
+        height, width = map(int, crop.split("x"))
+        assert tuple(config.model.data_preprocessor.size) == (height, width)
+        (random_crop,) = (t for t in config.train_dataloader.dataset.pipeline if t.type == "RandomCrop")
+        assert tuple(random_crop.crop_size) == (height, width)
+        assert model.decode_head.num_classes == dict(ade20k=150, cityscapes=19)[name]
+
+
+def scan_settings(config):
+    backbone = config.model.backbone
+    return backbone.get("net", backbone)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MMSEG_CONFIGS + MMDET_CONFIGS if p.parent.name != "dino"], ids=lambda p: p.stem
+)
+def test_resolution_settings_follow_from_use_and_pre_training(path):
+    from backbones.resolution import resolution_settings
+
+    config = Config.fromfile(path)
+    net = scan_settings(config)
+    if "shapes" in path.stem:
+        # Trained from scratch, at the one size it is used at.
+        expected = resolution_settings(160, 160)
+    else:
+        crop = path.stem.split("-")[-1].split("x")
+        use = tuple(map(int, crop)) if len(crop) == 2 else 1024
+        expected = resolution_settings(use, 384 if net.arch == "large" else 224)
+    assert net.section_size == expected["section_size"]
+    assert net.rope_scale == pytest.approx(expected["rope_scale"], rel=5e-3)
+    assert net.delta_scale == pytest.approx(expected["delta_scale"], rel=5e-3)
+
+
+def test_recipe_of_segmentation():
+    pytest.importorskip("mmseg", reason="mmseg is not installed")
+    for path in MMSEG_CONFIGS:
+        if "shapes" in path.stem or path.parent.name == "mask2former":
+            continue
+        config = Config.fromfile(path)
+        optimizer = config.optim_wrapper.optimizer
+        assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 6e-5, 0.05), path
+        assert config.optim_wrapper.constructor == "LayerDecayOptimWrapperConstructor", path
+        warm_up, poly = config.param_scheduler
+        assert (warm_up.end, poly.type, poly.begin) == (1500, "PolyLR", 1500), path
+    slide = Config.fromfile("mmseg_configs/upernet/upernet_defocus-mamba-base-tap_4xb2-80k_cityscapes-512x1024.py")
+    assert slide.model.test_cfg.mode == "slide" and slide.model.test_cfg.crop_size == (512, 1024)
+
+
+@pytest.mark.parametrize("adapter", ["SimpleFPN", "TapPyramid", "InteractionAdapter"])
+def test_the_adapter_is_one_argument_of_the_command_line(adapter):
+    pytest.importorskip("mmseg", reason="mmseg is not installed")
+    from mmseg.registry import MODELS
+
+    config = Config.fromfile("mmseg_configs/upernet/upernet_defocus-mamba-base-tap_8xb2-160k_ade20k-512x512.py")
+    config.merge_from_dict({"model.backbone.adapter.type": adapter})
+    with torch.device("meta"):
+        assert type(MODELS.build(config.model).backbone.adapter).__name__ == adapter
 
 
 @pytest.mark.parametrize("size, millions", [("base", 115.36), ("large", 344.17)])

@@ -9,6 +9,7 @@ median of the repeats. Memory is the peak above what was there before a run.
   attention   De-focus attention against torch's scaled_dot_product_attention
   retention   De-focus retention as the sequence grows
   backbone    a whole backbone, images per second
+  adapter     training steps of a Mamba backbone through each adapter, and their parameters
 
 Example:
     python tools/benchmark.py block --length 4705 --repeats 7
@@ -29,9 +30,12 @@ import torch
 import torch.nn.functional as F
 
 import backbones
+from backbones import DefocusMamba
+from backbones.adapters import tap_indices
 from backbones.mixers import MambaBlock
 from backbones.ops import decay_attention, defocus_scan, retention
 from backbones.ops.selective_scan import DEFOCUS_SCAN
+from backbones.resolution import resolution_settings
 
 
 @dataclass
@@ -312,6 +316,22 @@ def backbone(args) -> None:
         print(f"\n{row.name}: {args.batch / row.median:.2f} images/s")
 
 
+def adapter(args) -> None:
+    images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
+    settings = resolution_settings(args.image_size, 224)
+    rows, millions = [], {}
+    for kind in (backbones.SimpleFPN, backbones.TapPyramid, backbones.InteractionAdapter):
+        depth = DefocusMamba.block.archs[args.arch].depth
+        net = DefocusMamba(args.arch, out_indices=tap_indices(depth), **settings)
+        model = backbones.AdaptedBackbone(net, kind.fit(net, out_channels=256)).to(args.device)
+        millions[kind.__name__] = sum(p.numel() for p in model.adapter.parameters()) / 1e6
+        rows.append(Row(kind.__name__, lambda model=model: sum(m.mean() for m in model(images)).backward()))
+    measure(rows, args.repeats, args.device)
+    print(table(f"Mamba {args.arch}, training step, {args.batch} × {args.image_size}², fp32", rows, rows[0].name))
+    for name, count in millions.items():
+        print(f"\n{name}: {count:.2f} M parameters")
+
+
 COMMANDS = {
     "scan": scan,
     "block": block,
@@ -319,6 +339,7 @@ COMMANDS = {
     "attention": attention,
     "retention": retention_growth,
     "backbone": backbone,
+    "adapter": adapter,
 }
 
 

@@ -3,16 +3,20 @@
 A config needs ``custom_imports = dict(imports=['backbones'])`` and nothing else.
 """
 
+from contextlib import contextmanager
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.runner import autocast
 
 from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
 from backbones.checkpoints.read import harmless_classes
 from backbones.drop_path_schedule import DropPathSchedule
+from backbones.integrations import annotation_check  # noqa: F401  registers its hook
 
 # mmengine before 0.10.8 reads its own checkpoints with torch.load's default, which since torch 2.6 admits tensors
 # and plain data only. This lets exactly the plain data that mmengine writes pass.
@@ -137,6 +141,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 undecayed |= local in backbone.no_weight_decay()
         if undecayed:
             group["weight_decay"] = 0.0
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bf16OptimWrapper(OptimWrapper):
+    """Training under bf16 autocast on any device; mmengine's ``AmpOptimWrapper`` demands an accelerator.
+
+    Gradients need no scaling, for bf16 has the range of fp32. All arguments are those of ``OptimWrapper``.
+    """
+
+    @contextmanager
+    def optim_context(self, model: torch.nn.Module):
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield
 
 
 @HOOKS.register_module()

@@ -195,3 +195,18 @@ def test_layer_wise_decay_without_a_backbone_or_a_rate_is_refused():
     optim_wrapper["paramwise_cfg"] = dict(layer_decay_rate=0.5)
     with pytest.raises(ValueError, match="needs a De-focus backbone"):
         build_optim_wrapper(torch.nn.Linear(2, 2), optim_wrapper)
+
+
+def test_bf16_training_without_an_accelerator():
+    from mmengine.optim import build_optim_wrapper
+
+    model = torch.nn.Linear(4, 4)
+    wrapper = build_optim_wrapper(model, dict(type="Bf16OptimWrapper", optimizer=dict(type="SGD", lr=1.0)))
+    x, before = torch.randn(2, 4), model.weight.detach().clone()
+    with wrapper.optim_context(model):
+        out = model(x)
+    assert out.dtype == torch.bfloat16
+    wrapper.update_params(out.float().sum())
+    # Weights and their steps stay in fp32: the gradient of the sum is the sum of the inputs, rounded to bf16.
+    assert_close(before - model.weight.detach(), x.sum(0).expand(4, 4), "step", 2e-2)
+    assert model.weight.dtype == torch.float32
