@@ -23,8 +23,8 @@ def build(request):
     return make
 
 
-@pytest.mark.parametrize("section", [None, 32])
-@pytest.mark.parametrize("size", [(1, 1), (17, 33), (75, 107)])
+@pytest.mark.parametrize("section", [None, 32, (16, 48)])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33), (75, 107), (100, 1)])
 def test_any_image_size(build, size, section):
     model = build(section_size=section, out_indices=(0, -1))
     maps = model(torch.randn(2, 3, *size))
