@@ -33,7 +33,7 @@ def main() -> None:
     if missing:
         sys.exit("Set-up cannot start:\n" + "\n".join(f"  - {line}" for line in missing))
 
-    print(f"Setting up {venv}: about 8 minutes on 2 cores, most of it compiling mmcv (log: {venv / 'setup.log'})")
+    print(f"Setting up {venv}: 8 to 15 minutes on 2 cores, most of it compiling mmcv (log: {venv / 'setup.log'})")
     start = time.monotonic()
     python = venv / "bin" / "python"
     if not python.exists():
