@@ -79,8 +79,8 @@ optim_wrapper = dict(
             '.mixer.D': dict(lr_mult=1.0),
         }))
 
-max_epochs = 3
-train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+max_epochs = 4
+train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=150),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
