@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Normalises a `(b, c, h, w)` map over its channels; the result has the dtype of the map.
+    """Normalises a `(b, c, h, w)` map over its channels; the result has the dtype of the map and is contiguous.
 
     Args:
         channels: c.
@@ -50,4 +50,5 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2)
+        # Contiguous because mmcv's RoIAlign takes any map to lie in memory channel by channel, and reads nonsense else.
+        return super().forward(x.permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2).contiguous()

@@ -27,6 +27,31 @@ def test_named_in_each_framework(scope):
     assert [tuple(out.shape[1:]) for out in outs] == [(32, 12, 16), (32, 6, 8), (32, 3, 4), (32, 1, 2)]
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [dict(type="SimpleFPN", out_channels=32), dict(type="TapPyramid"), dict(type="InteractionAdapter", num_heads=4)],
+    ids=lambda adapter: adapter["type"],
+)
+def test_mmcv_reads_the_pyramid_as_it_is(adapter):
+    """mmcv's RoIAlign takes every map to be contiguous and says nothing where one is not."""
+    ops = pytest.importorskip("mmcv.ops", reason="mmcv is not installed, or without its operators")
+    net = dict(type="DefocusMamba", arch=TINY | dict(depth=4), out_indices=(0, 1, 2, 3))
+    pyramid = MODELS.build(dict(type="AdaptedBackbone", net=net, adapter=adapter))
+    boxes = torch.tensor([[1, 6.0, 3.0, 70.0, 60.0], [0, 20.0, 10.0, 90.0, 40.0]])
+    for features, stride in zip(pyramid(torch.randn(2, 3, 75, 107)), pyramid.out_strides, strict=True):
+        # The mean of 2 × 2 bilinear samples a bin is a plain average of grid_sample's.
+        out = ops.RoIAlign(4, 1 / stride, sampling_ratio=2)(features, boxes)
+        for pooled, (index, x1, y1, x2, y2) in zip(out, boxes.tolist(), strict=True):
+            steps = (torch.arange(8) + 0.5) / 8
+            x, y = (x1 + steps * (x2 - x1)) / stride, (y1 + steps * (y2 - y1)) / stride
+            h, w = features.shape[-2:]
+            # Beyond the outermost centres mmcv takes the border's value.
+            grid = torch.stack(torch.meshgrid(2 * x / w - 1, 2 * y / h - 1, indexing="xy"), -1)
+            kind = dict(padding_mode="border", align_corners=False)
+            samples = torch.nn.functional.grid_sample(features[int(index), None], grid[None], **kind)
+            assert_close(pooled, torch.nn.functional.avg_pool2d(samples, 2)[0], f"stride {stride}", 1e-5)
+
+
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("name", ["backbone_raster", "backbone_section"])
 def test_registered_backbone_equals_the_released_modules(name, backend, monkeypatch):
