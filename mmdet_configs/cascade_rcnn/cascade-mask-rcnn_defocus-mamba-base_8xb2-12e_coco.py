@@ -20,3 +20,4 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.9),
     clip_grad=dict(max_norm=1.0))
+custom_hooks = [dict(type='CheckAnnotationsHook')]
