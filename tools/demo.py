@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mmdet
 from mmengine.config import Config
-from steps import ROOT, draw_shapes, mmcv_environment, run_step
+from steps import ROOT, draw_shapes, fastest_precision, mmcv_environment, run_step
 
 CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb4-4e_shapes.py"
 FAMILIES = ("mamba", "vit", "retnet")
@@ -34,6 +34,7 @@ def main() -> None:
         print(f"\n== Training: done before, {final} is there (make clean-demo starts afresh)")
     else:
         train = [sys.executable, TOOLS / "train.py", config_file, "--work-dir", work_dir, "--resume"]
+        train += fastest_precision()
         run_step("Training with mmdet's tools/train.py", train, environment)
 
     predictions = work_dir / "predictions"

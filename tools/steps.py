@@ -28,6 +28,17 @@ def mmcv_environment() -> dict[str, str]:
     return environment
 
 
+def fastest_precision() -> list[str]:
+    """Options for mmdet's and mmseg's training: bf16 where the processor multiplies in it, which takes a quarter less."""
+    try:
+        features = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not a Linux
+        features = set()
+    if features & {"avx512_bf16", "amx_bf16"}:
+        return ["--cfg-options", "optim_wrapper.type=Bf16OptimWrapper"]
+    return []
+
+
 def run_step(title: str, command: list, environment: dict[str, str] | None = None) -> None:
     """Runs ``command``; if it fails or is interrupted, ends the program with what to do next.
 

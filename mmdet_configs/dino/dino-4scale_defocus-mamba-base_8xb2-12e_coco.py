@@ -26,3 +26,4 @@ optim_wrapper = dict(
             'mixer.freq': dict(lr_mult=0.1, decay_mult=0.0),
             '.mixer.D': dict(lr_mult=0.1, decay_mult=0.0),
         }))
+custom_hooks = [dict(type='CheckAnnotationsHook')]
