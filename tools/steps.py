@@ -29,7 +29,7 @@ def mmcv_environment() -> dict[str, str]:
 
 
 def fastest_precision() -> list[str]:
-    """Options for mmdet's and mmseg's training: bf16 where the processor multiplies in it, which takes a quarter less."""
+    """Options for mmdet's and mmseg's training: bf16 where the processor multiplies in it, to save time."""
     try:
         features = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # not a Linux

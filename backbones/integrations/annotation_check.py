@@ -1,4 +1,4 @@
-"""A look at annotations before mmdet or mmseg trains on them: a wrong one would else end in an error far from its cause."""
+"""A look at annotations before mmdet or mmseg trains: a wrong one would else end in an error far from its cause."""
 
 from io import BytesIO
 
@@ -54,7 +54,8 @@ def check_size(path: str, size: tuple[int, int], sample: dict) -> None:
     (h, w), (image_h, image_w) = size, sample["img"].shape[:2]
     if (h, w) != (image_h, image_w):
         raise ValueError(
-            f"{path} is {w}×{h} pixels, its image {sample['img_path']} is {image_w}×{image_h}: each needs one label a pixel"
+            f"{path} is {w}×{h} pixels, its image {sample['img_path']} is {image_w}×{image_h}: "
+            "each needs one label a pixel"
         )
 
 
@@ -98,8 +99,8 @@ def check_instances(sample: dict, num_classes: int, with_mask: bool) -> None:
         mask = instance.get("mask")
         if with_mask and not mask and not instance["ignore_flag"]:
             raise ValueError(
-                f"{path} has an instance with a box and no mask: leave such out of the annotations, or train a detector "
-                "of boxes alone"
+                f"{path} has an instance with a box and no mask: leave such out of the annotations, or train a "
+                "detector of boxes alone"
             )
         if isinstance(mask, dict) and tuple(mask["size"]) != (height, width):
             raise ValueError(
