@@ -21,7 +21,8 @@ def mmcv_environment() -> dict[str, str]:
     import torch
     from mmcv.ops import get_compiling_cuda_version
 
-    environment = dict(os.environ)
+    # A step on a CPU asks for the same large blocks again and again: glibc is to keep them, not to return each.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), **os.environ}
     if torch.cuda.is_available() and get_compiling_cuda_version() == "not available":
         print("Notice: mmcv was built without CUDA (no nvcc when it was set up), so this runs on the CPU")
         environment["CUDA_VISIBLE_DEVICES"] = ""
