@@ -10,9 +10,9 @@ from pathlib import Path
 
 import mmseg
 from mmengine.config import Config
-from steps import ROOT, draw_shapes, mmcv_environment, run_step
+from steps import ROOT, draw_shapes, fastest_precision, mmcv_environment, run_step
 
-CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb8-1k_shapes.py"
+CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3k_shapes.py"
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
 
 
@@ -30,6 +30,7 @@ def main() -> None:
         print(f"\n== Training: done before, {final} is there (make clean-demo starts afresh)")
     else:
         train = [sys.executable, TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume"]
+        train += fastest_precision()
         run_step("Training with mmseg's tools/train.py", train, environment)
 
     predictions = work_dir / "predictions"

@@ -6,7 +6,10 @@ classes = ('background', 'circle', 'square', 'triangle', 'star', 'ring', 'cross'
 palette = [[90, 90, 90], [230, 90, 70], [70, 130, 230], [80, 190, 90], [240, 190, 50], [170, 90, 210], [60, 200, 200]]
 
 channels = 64
-head = dict(channels=channels, num_classes=len(classes), norm_cfg=dict(type='BN', requires_grad=True))
+# Three quarters of the pixels are background.
+loss = dict(class_weight=[0.3] + [1.0] * 6)
+head = dict(
+    channels=channels, num_classes=len(classes), norm_cfg=dict(type='BN', requires_grad=True), loss_decode=loss)
 model = dict(
     data_preprocessor=dict(size=(160, 160), mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0]),
     backbone=dict(
@@ -39,7 +42,7 @@ dataset = dict(
     data_root=data_root,
     metainfo=dict(classes=classes, palette=palette))
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         _delete_=True,
@@ -56,13 +59,14 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 # From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
-max_iters = 1000
-optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=1.0))
+max_iters = 3000
+optim_wrapper = dict(
+    optimizer=dict(lr=8e-4), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=100, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=500)
+train_cfg = dict(max_iters=max_iters, val_interval=1000)
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=250, max_keep_ckpts=2))
+    checkpoint=dict(interval=500, max_keep_ckpts=2))
