@@ -132,6 +132,20 @@ def test_segmentor_learns_and_predicts(name):
         assert torch.equal(out.pred_sem_seg.data[0], out.seg_logits.data.argmax(0))
 
 
+@pytest.mark.parametrize("name", SEG.values(), ids=SEG)
+def test_an_odd_image_is_padded_not_squeezed(name):
+    # The maps of 61 rows reach to row 64: resized to 61, all that is found would lie too high.
+    _, model = segmentor(name)
+    model.eval()
+    batch = seg_batch([(61, 83)])
+    pixels = (batch["inputs"][0].flip(0).float() - model.data_preprocessor.mean) / model.data_preprocessor.std
+    padded = torch.nn.functional.pad(pixels, (0, 96 - 83, 0, 64 - 61))[None]
+    with torch.no_grad():
+        (out,) = model.test_step(batch)
+        expected = model.encode_decode(padded, [dict(img_shape=(64, 96), ori_shape=(64, 96))])
+    torch.testing.assert_close(out.seg_logits.data, expected[0, :, :61, :83])
+
+
 def test_sliding_window_of_one_window_is_the_whole_image():
     _, model = segmentor(SEG["upernet-mamba-base-tap"])
     model.eval()

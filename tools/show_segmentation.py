@@ -21,9 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from show_results import DPI, MASK_OPACITY, _draw_losses
+from show_results import DPI, _draw_losses
 
 COLORS = np.array([(0.35, 0.35, 0.35), *colormaps["tab10"].colors, *colormaps["tab20"].colors[1::2]])
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+# A label's share of its pixels: colours must be told apart, and the image still be seen through them.
+LABEL_OPACITY = 0.65
 
 
 def main() -> None:
@@ -96,9 +99,10 @@ def _color(label: int) -> np.ndarray:
 def _draw_overlay(axes: Axes, picture: np.ndarray, labels: np.ndarray, path: Path, title: str) -> None:
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"{path} has shape {labels.shape}, its image {picture.shape[:2]}: they must be equal")
-    # Label 0 and what is ignored stay as they are.
-    opacity = np.where((labels > 0) & (labels < 255), MASK_OPACITY, 0.0)[..., None]
-    axes.imshow(picture / 255 * (1 - opacity) + COLORS[labels.astype(int) % len(COLORS)] * opacity)
+    # Label 0 and what is ignored get no colour. Nor has the image any: its own would mix with the labels'.
+    opacity = np.where((labels > 0) & (labels < 255), LABEL_OPACITY, 0.0)[..., None]
+    grey = picture @ LUMINANCE[:, None] / 255
+    axes.imshow(grey * (1 - opacity) + COLORS[labels.astype(int) % len(COLORS)] * opacity)
     axes.set_title(title, fontsize=8.5, loc="left", color="#333333")
 
 

@@ -4,6 +4,8 @@ custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 
 channels = 256
 model = dict(
+    # Maps cover whole patches: an image of another size is padded and its prediction cut, not squeezed onto it.
+    data_preprocessor=dict(test_cfg=dict(size_divisor=32)),
     backbone=dict(
         _delete_=True,
         type='AdaptedBackbone',
