@@ -70,7 +70,7 @@ test_evaluator = val_evaluator
 
 # From scratch, in some hundred steps, the backbone is not to be trained more slowly than the head.
 optim_wrapper = dict(
-    optimizer=dict(lr=6e-4),
+    optimizer=dict(lr=6e-4, fused=True),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=1.0),

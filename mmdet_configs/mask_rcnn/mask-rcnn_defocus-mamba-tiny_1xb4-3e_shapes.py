@@ -84,7 +84,8 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 # From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
-optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3, fused=True), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=5.0))
 
 max_epochs = 3
 train_cfg = dict(max_epochs=max_epochs, val_interval=1)

@@ -8,8 +8,7 @@ palette = [[90, 90, 90], [230, 90, 70], [70, 130, 230], [80, 190, 90], [240, 190
 channels = 64
 # Three quarters of the pixels are background.
 loss = dict(class_weight=[0.3] + [1.0] * 6)
-head = dict(
-    channels=channels, num_classes=len(classes), norm_cfg=dict(type='BN', requires_grad=True), loss_decode=loss)
+head = dict(num_classes=len(classes), norm_cfg=dict(type='BN', requires_grad=True), loss_decode=loss)
 model = dict(
     data_preprocessor=dict(size=(160, 160), mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0]),
     backbone=dict(
@@ -23,8 +22,9 @@ model = dict(
             drop_path_rate=0.0),
         # Strides 4 to 32 of patches of 8: a finer map would cost more than the backbone.
         adapter=dict(_delete_=True, type='SimpleFPN', out_channels=channels, start_level=1)),
-    decode_head=dict(in_channels=[channels] * 4, **head),
-    auxiliary_head=dict(in_channels=channels, **head))
+    # A causal token knows only what precedes it: the head gathers what a shape's later part says of the whole.
+    decode_head=dict(in_channels=[channels] * 4, channels=128, **head),
+    auxiliary_head=dict(in_channels=channels, channels=channels, **head))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -59,14 +59,14 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 # From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
-max_iters = 3000
+max_iters = 3500
 optim_wrapper = dict(
-    optimizer=dict(lr=8e-4), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=1.0))
+    optimizer=dict(lr=8e-4, fused=True), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=100, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=1000)
+train_cfg = dict(max_iters=max_iters, val_interval=1750)
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=500, max_keep_ckpts=2))
