@@ -20,7 +20,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
-CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3k_shapes.py"
+CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

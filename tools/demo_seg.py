@@ -12,7 +12,7 @@ import mmseg
 from mmengine.config import Config
 from steps import ROOT, draw_shapes, fastest_precision, mmcv_environment, run_step
 
-CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3k_shapes.py"
+CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes.py"
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
 
 
