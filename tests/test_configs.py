@@ -56,7 +56,8 @@ def test_segmentor_builds_as_its_name_says(path):
     assert type(model.backbone.net).__name__.lower() == f"defocus{family}"
     assert size == "tiny" or config.model.backbone.net.arch == size
     assert config.train_dataloader.batch_size == int(schedule.split("-")[0].split("b")[1])
-    iterations = int(schedule.split("-")[1].removesuffix("k")) * 1000
+    count = schedule.split("-")[1]
+    iterations = int(count.removesuffix("it")) if count.endswith("it") else int(count.removesuffix("k")) * 1000
     assert config.train_cfg.max_iters == config.param_scheduler[-1].end == iterations
     if "-" in data:
         # Model, crops and the file's name agree on the size.
