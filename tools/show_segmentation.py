@@ -24,7 +24,6 @@ from PIL import Image
 from show_results import DPI, _draw_losses
 
 COLORS = np.array([(0.35, 0.35, 0.35), *colormaps["tab10"].colors, *colormaps["tab20"].colors[1::2]])
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 # A label's share of its pixels: colours must be told apart, and the image still be seen through them.
 LABEL_OPACITY = 0.65
 
@@ -71,7 +70,8 @@ def draw_predictions(
     for axes in panels:
         axes.axis("off")
     for number, path in enumerate(chosen):
-        picture = _read(next(iter(sorted(images.glob(f"{path.stem}.*"))), images / f"{path.stem}.jpg")).convert("RGB")
+        # Grey: the image's own colours would mix with those of the labels.
+        picture = _read(next(iter(sorted(images.glob(f"{path.stem}.*"))), images / f"{path.stem}.jpg")).convert("L")
         truth = annotations / path.name
         for axes, labels, title in (
             (panels[2 * number], truth, f"{path.stem}, ground truth"),
@@ -97,12 +97,11 @@ def _color(label: int) -> np.ndarray:
 
 
 def _draw_overlay(axes: Axes, picture: np.ndarray, labels: np.ndarray, path: Path, title: str) -> None:
-    if labels.shape != picture.shape[:2]:
-        raise ValueError(f"{path} has shape {labels.shape}, its image {picture.shape[:2]}: they must be equal")
-    # Label 0 and what is ignored get no colour. Nor has the image any: its own would mix with the labels'.
+    if labels.shape != picture.shape:
+        raise ValueError(f"{path} has shape {labels.shape}, its image {picture.shape}: they must be equal")
+    # Label 0 and what is ignored get no colour.
     opacity = np.where((labels > 0) & (labels < 255), LABEL_OPACITY, 0.0)[..., None]
-    grey = picture @ LUMINANCE[:, None] / 255
-    axes.imshow(grey * (1 - opacity) + COLORS[labels.astype(int) % len(COLORS)] * opacity)
+    axes.imshow(picture[..., None] / 255 * (1 - opacity) + COLORS[labels.astype(int) % len(COLORS)] * opacity)
     axes.set_title(title, fontsize=8.5, loc="left", color="#333333")
 
 
