@@ -330,9 +330,12 @@ def test_training_aids(setting):
     for outputs in (maps, truth):
         sum((outputs[name].float() * weight[name]).mean() for name in weight).backward()
     for (name, actual), expected in zip(other.named_parameters(), plain.parameters()):
-        # By norm: where rounding changes which of two tokens the pyramid's pooling takes, one channel differs by much.
-        error = (actual.grad - expected.grad).norm()
-        assert error <= 4 * tolerance * expected.grad.norm(), f"{name}: {error} of {expected.grad.norm()}"
+        if setting == "bf16":
+            # By norm: rounding may change which of two tokens the pyramid's pooling takes, and one channel with it.
+            error = (actual.grad - expected.grad).norm()
+            assert error <= 4 * tolerance * expected.grad.norm(), f"{name}: {error} of {expected.grad.norm()}"
+        else:
+            assert_close(actual.grad, expected.grad, name, 4 * tolerance, floor=1e-2)
 
 
 def test_importing_the_package_does_not_import_detectron2():
