@@ -68,7 +68,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# From scratch, in some hundred steps, the backbone is not to be trained more slowly than the head.
+# From scratch, in a few thousand steps, the backbone is not to be trained more slowly than the head.
 optim_wrapper = dict(
     optimizer=dict(lr=6e-4, fused=True),
     paramwise_cfg=dict(

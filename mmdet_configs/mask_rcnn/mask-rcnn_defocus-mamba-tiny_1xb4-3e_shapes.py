@@ -83,7 +83,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
+# From scratch, in a few thousand steps, nothing is to be trained more slowly than the rest.
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, fused=True), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=5.0))
 

@@ -58,7 +58,7 @@ val_dataloader = dict(
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# From scratch, in some hundred steps, nothing is to be trained more slowly than the rest.
+# From scratch, in a few thousand steps, nothing is to be trained more slowly than the rest.
 max_iters = 3600
 optim_wrapper = dict(
     optimizer=dict(lr=8e-4, fused=True), paramwise_cfg=dict(layer_decay_rate=1.0), clip_grad=dict(max_norm=1.0))
