@@ -30,12 +30,8 @@ def main() -> None:
     draw_shapes(data)
 
     final = work_dir / f"epoch_{config.train_cfg.max_epochs}.pth"
-    if final.exists():
-        print(f"\n== Training: done before, {final} is there (make clean-demo starts afresh)")
-    else:
-        train = [sys.executable, TOOLS / "train.py", config_file, "--work-dir", work_dir, "--resume"]
-        train += fastest_precision()
-        run_step("Training with mmdet's tools/train.py", train, environment)
+    train = [sys.executable, TOOLS / "train.py", config_file, "--work-dir", work_dir, "--resume", *fastest_precision()]
+    run_step("Training with mmdet's tools/train.py", train, environment, unless=final)
 
     predictions = work_dir / "predictions"
     test = [sys.executable, TOOLS / "test.py", config_file, final, "--work-dir", work_dir / "test"]

@@ -30,14 +30,11 @@ def main() -> None:
     draw_shapes(data)
 
     train = [sys.executable, "tools/train_detectron2.py", "--config-file", CONFIG]
-    if final.exists():
-        print(f"\n== Training: done before, {final} is there (make clean-demo starts afresh)")
-    else:
-        # Detectron2 scores at the end.
-        run_step("Training and scoring with Detectron2", [*train, "--resume"])
+    # Detectron2 scores at the end of the training.
+    run_step("Training and scoring with Detectron2", [*train, "--resume"], unless=final)
     predictions = work_dir / "inference/coco_instances_results.json"
-    if not predictions.exists():
-        run_step("Scoring with Detectron2", [*train, "--eval-only", f"train.init_checkpoint={final}"])
+    scoring = [*train, "--eval-only", f"train.init_checkpoint={final}"]
+    run_step("Scoring with Detectron2", scoring, unless=predictions)
 
     show = [sys.executable, "tools/show_results.py", "--annotations", config.data.test_json]
     show += ["--images", config.data.test_images, "--predictions", predictions, "--out", work_dir]

@@ -26,12 +26,8 @@ def main() -> None:
     draw_shapes(data)
 
     final = work_dir / f"iter_{config.train_cfg.max_iters}.pth"
-    if final.exists():
-        print(f"\n== Training: done before, {final} is there (make clean-demo starts afresh)")
-    else:
-        train = [sys.executable, TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume"]
-        train += fastest_precision()
-        run_step("Training with mmseg's tools/train.py", train, environment)
+    train = [sys.executable, TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *fastest_precision()]
+    run_step("Training with mmseg's tools/train.py", train, environment, unless=final)
 
     predictions = work_dir / "predictions"
     shutil.rmtree(predictions, ignore_errors=True)

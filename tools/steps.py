@@ -40,14 +40,18 @@ def fastest_precision() -> list[str]:
     return []
 
 
-def run_step(title: str, command: list, environment: dict[str, str] | None = None) -> None:
+def run_step(title: str, command: list, environment: dict[str, str] | None = None, unless: Path | None = None) -> None:
     """Runs ``command``; if it fails or is interrupted, ends the program with what to do next.
 
     Args:
         title: What the step does.
         command: The program and its arguments; all become strings.
         environment: Instead of this process's own.
+        unless: What the step leaves at its end; where that is there, nothing is run.
     """
+    if unless is not None and unless.exists():
+        print(f"\n== {title}: done before, {unless} is there (make clean-demo starts afresh)", flush=True)
+        return
     command = [str(part) for part in command]
     print(f"\n== {title}\n   {shlex.join(['python', *command[1:]])}", flush=True)
     start = time.monotonic()

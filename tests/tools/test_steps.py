@@ -1,0 +1,35 @@
+"""The steps of a demo: run once, and said what to do where one fails."""
+
+import sys
+
+import pytest
+
+from tools import steps
+
+
+def leave(path) -> list:
+    """A command that appends a line to ``path``, as a step leaves its result."""
+    return [sys.executable, "-c", "import sys; open(sys.argv[1], 'a').write('done\\n')", path]
+
+
+def test_a_step_is_not_repeated(tmp_path, capfd):
+    result = tmp_path / "final.pth"
+    steps.run_step("Training", leave(result), unless=result)
+    steps.run_step("Training", leave(result), unless=result)
+    assert result.read_text() == "done\n"
+    assert f"Training: done before, {result} is there" in capfd.readouterr().out
+
+
+def test_a_failed_step_ends_the_program_and_keeps_its_result_open(tmp_path):
+    result = tmp_path / "final.pth"
+    with pytest.raises(SystemExit, match=r"Training failed \(exit status 3\); the same command goes on from here"):
+        steps.run_step("Training", [sys.executable, "-c", "raise SystemExit(3)"], unless=result)
+    steps.run_step("Training", leave(result), unless=result)
+    assert result.exists()
+
+
+def test_a_step_sees_its_environment(tmp_path):
+    result = tmp_path / "seen"
+    command = [sys.executable, "-c", f"import os; open({str(result)!r}, 'w').write(os.environ['DEFOCUS_SEEN'])"]
+    steps.run_step("Looking", command, {"DEFOCUS_SEEN": "here"})
+    assert result.read_text() == "here"
