@@ -17,7 +17,7 @@ import mmdet
 pytestmark = pytest.mark.slow
 
 TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
-CONFIG = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb4-4e_shapes.py"
+CONFIG = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import mmdet
 from mmengine.config import Config
 from steps import ROOT, draw_shapes, fastest_precision, mmcv_environment, run_step
 
-CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb4-4e_shapes.py"
+CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb2-4e_shapes.py"
 FAMILIES = ("mamba", "vit", "retnet")
 TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
 

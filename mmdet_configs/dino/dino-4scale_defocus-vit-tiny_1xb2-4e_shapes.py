@@ -1,4 +1,4 @@
-_base_ = './dino-4scale_defocus-mamba-tiny_1xb4-4e_shapes.py'
+_base_ = './dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py'
 
 model = dict(backbone=dict(type='DefocusViT', arch=dict(_delete_=True, embed_dims=192, depth=6, num_heads=3, mlp_ratio=2.0)))
 optim_wrapper = dict(

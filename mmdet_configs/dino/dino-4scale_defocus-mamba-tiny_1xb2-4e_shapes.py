@@ -18,12 +18,12 @@ model = dict(
         with_cp=False),
     neck=dict(in_channels=192, out_channels=embed_dims, start_level=2),  # strides 8, 16, 32, 64
     encoder=dict(
-        num_layers=1,
+        num_layers=2,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims, num_points=2),
             ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
     decoder=dict(
-        num_layers=3,
+        num_layers=2,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims),
             cross_attn_cfg=dict(embed_dims=embed_dims),
@@ -49,7 +49,7 @@ test_pipeline = [
 ]
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
     dataset=dict(
         **dataset,
@@ -68,9 +68,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# From scratch, in a few thousand steps, the backbone is not to be trained more slowly than the head.
+# From scratch, in a few thousand steps, the backbone is not to be trained more slowly than the head, and AdamW's second
+# moment is not to average over a thousand of them.
 optim_wrapper = dict(
-    optimizer=dict(lr=6e-4, fused=True),
+    optimizer=dict(lr=5e-4, betas=(0.9, 0.99), fused=True),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=1.0),
@@ -83,8 +84,8 @@ optim_wrapper = dict(
 max_epochs = 4
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=150),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=250),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
-auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))
+auto_scale_lr = dict(base_batch_size=2)
