@@ -54,7 +54,6 @@ train_dataloader = dict(
     persistent_workers=False,
     dataset=dict(
         **dataset,
-        indices=1800,  # of 2,000: what a quarter of an hour has room for
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
         pipeline=train_pipeline))
