@@ -8,6 +8,7 @@ median of the repeats. Memory is the peak above what was there before a run.
   sweep       a block's forward as the sequence grows
   attention   De-focus attention against torch's scaled_dot_product_attention
   retention   De-focus retention as the sequence grows
+  deformable  backends of deformable attention in the sizes of DINO's encoder on an image of 800 × 1,066
   backbone    a whole backbone, images per second
   adapter     training steps of a Mamba backbone through each adapter, and their parameters
 
@@ -33,7 +34,8 @@ import backbones
 from backbones import DefocusMamba
 from backbones.adapters import tap_indices
 from backbones.mixers import MambaBlock
-from backbones.ops import decay_attention, defocus_scan, retention
+from backbones.ops import decay_attention, defocus_scan, deformable_attention, retention
+from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 from backbones.resolution import resolution_settings
 
@@ -303,6 +305,29 @@ def retention_growth(args) -> None:
     _growth(args, f"Retention, forward, B = {args.batch}, 12 heads of 64 and 128, {args.dtype}", make)
 
 
+def deformable(args) -> None:
+    shapes = [(100, 134), (50, 67), (25, 34), (13, 17)]
+    tokens = sum(h * w for h, w in shapes)
+    value = torch.randn(args.batch, tokens, 8, 32, device=args.device, dtype=args.dtype)
+    # A query looks around its own place, as after training, not all over the image.
+    rows, columns = (torch.linspace(0, 1, n, device=args.device) for n in (100, tokens // 100 + 1))
+    places = torch.cartesian_prod(rows, columns)[:tokens].flip(1)[None, :, None, None, None]
+    locations = places + 0.05 * torch.randn(args.batch, tokens, 8, 4, 4, 2, device=args.device)
+    weights = torch.rand(args.batch, tokens, 8, 4, 4, device=args.device)
+    leaves = [x.requires_grad_() for x in (value, locations, weights)]
+    names = [n for n, b in DEFORMABLE_ATTENTION.backends.items() if n != "reference" and b.refusal(args.device) is None]
+    for title, backward in (("forward", False), ("forward + backward", True)):
+        rows = []
+        for name in names:
+
+            def forward(name=name):
+                return deformable_attention(value, shapes, locations, weights, backend=name)
+
+            rows.append(Row(name, with_backward(forward, leaves) if backward else torch.no_grad()(forward)))
+        measure(rows, args.repeats, args.device)
+        print(table(f"Deformable attention, {title}, B = {args.batch}, {args.dtype}", rows, "torch") + "\n")
+
+
 def backbone(args) -> None:
     rows = []
     images = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
@@ -338,6 +363,7 @@ COMMANDS = {
     "sweep": sweep,
     "attention": attention,
     "retention": retention_growth,
+    "deformable": deformable,
     "backbone": backbone,
     "adapter": adapter,
 }

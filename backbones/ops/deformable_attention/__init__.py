@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from backbones.ops import cpu_extension
+from backbones.ops.deformable_attention.cpu import cpu_deformable_attention
 from backbones.ops.deformable_attention.grid_sample import grid_sample_deformable_attention
 from backbones.ops.deformable_attention.mmcv_backend import mmcv_deformable_attention
 from backbones.ops.deformable_attention.mmcv_backend import refusal as mmcv_refusal
@@ -13,6 +15,7 @@ from backbones.ops.dispatch import Backend, Operation, serves_every_device
 DEFORMABLE_ATTENTION = Operation(
     "deformable_attention",
     (
+        Backend("cpu", cpu_deformable_attention, cpu_extension.refusal),
         Backend("mmcv", mmcv_deformable_attention, mmcv_refusal),
         Backend("torch", grid_sample_deformable_attention, serves_every_device),
         Backend("reference", naive_deformable_attention, serves_every_device, automatic=False),
