@@ -152,7 +152,7 @@ def test_learning_rates_and_decay_that_the_optimizer_holds():
     config, model = build("mmdet_configs/dino/dino-4scale_defocus-mamba-base_8xb2-12e_coco.py")
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     names = {id(p): name for name, p in model.named_parameters()}
-    found = {names[id(g["params"][0])]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == len(names)
     for name, (lr, decay) in found.items():
         slow = name.startswith("backbone.") or "sampling_offsets" in name or "reference_points" in name

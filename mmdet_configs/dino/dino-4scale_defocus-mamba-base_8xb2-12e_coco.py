@@ -15,6 +15,7 @@ model = dict(
     neck=dict(_delete_=True, type='SimpleFPN', in_channels=768, out_channels=256, num_outs=4))
 
 optim_wrapper = dict(
+    constructor='ReducedGroupsOptimWrapperConstructor',
     optimizer=dict(lr=2e-4),
     paramwise_cfg=dict(
         custom_keys={
@@ -26,4 +27,4 @@ optim_wrapper = dict(
             'mixer.freq': dict(lr_mult=0.1, decay_mult=0.0),
             '.mixer.D': dict(lr_mult=0.1, decay_mult=0.0),
         }))
-custom_hooks = [dict(type='CheckAnnotationsHook')]
+custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='DeformableAttentionHook')]

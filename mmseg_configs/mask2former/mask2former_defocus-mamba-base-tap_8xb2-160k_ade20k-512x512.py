@@ -26,4 +26,4 @@ optim_wrapper = dict(
         _delete_=True,
         layer_decay_rate=0.9,
         custom_keys=dict(query_embed=undecayed, query_feat=undecayed, level_embed=undecayed)))
-custom_hooks = [dict(type='CheckAnnotationsHook')]
+custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='DeformableAttentionHook')]

@@ -211,6 +211,35 @@ def test_layer_wise_decay_is_what_the_optimizer_holds(depth, adapted):
         assert decay == (0.0 if constant else 0.05), name
 
 
+def test_equal_parameters_share_a_group_and_train_as_in_mmengine():
+    from mmengine.optim import build_optim_wrapper
+
+    paramwise_cfg = dict(
+        norm_decay_mult=0.0,
+        custom_keys={"patch_embed": dict(lr_mult=0.1), "mixer.A_log": dict(lr_mult=0.5, decay_mult=0.0)},
+    )
+    images = torch.randn(2, 3, 32, 32)
+    weights, groups = [], []
+    for constructor in ("DefaultOptimWrapperConstructor", "ReducedGroupsOptimWrapperConstructor"):
+        torch.manual_seed(0)
+        model = MODELS.build(dict(type="DefocusMamba", arch=TINY))
+        optim_wrapper = dict(
+            optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1),
+            constructor=constructor,
+            paramwise_cfg=paramwise_cfg,
+        )
+        wrapper = build_optim_wrapper(model, optim_wrapper)
+        for _ in range(3):
+            wrapper.update_params(model(images)[0].square().mean())
+        weights.append(dict(model.named_parameters()))
+        groups.append(wrapper.optimizer.param_groups)
+    settings = {(group["lr"], group["weight_decay"]) for group in groups[0]}
+    assert {(group["lr"], group["weight_decay"]) for group in groups[1]} == settings
+    assert len(groups[0]) == len(weights[0]) and len(groups[1]) == len(settings) < len(weights[0])
+    for name, expected in weights[0].items():
+        assert_close(weights[1][name], expected, name, 1e-6)
+
+
 def test_layer_wise_decay_without_a_backbone_or_a_rate_is_refused():
     from mmengine.optim import build_optim_wrapper
 
@@ -220,6 +249,62 @@ def test_layer_wise_decay_without_a_backbone_or_a_rate_is_refused():
     optim_wrapper["paramwise_cfg"] = dict(layer_decay_rate=0.5)
     with pytest.raises(ValueError, match="needs a De-focus backbone"):
         build_optim_wrapper(torch.nn.Linear(2, 2), optim_wrapper)
+
+
+def test_deformable_attention_of_mmcv_runs_on_ours_during_a_run_only(tmp_path, monkeypatch):
+    operators = pytest.importorskip("mmcv.ops.multi_scale_deform_attn", reason="mmcv's operators are not installed")
+    from mmengine.model import BaseModel
+    from mmengine.registry import HOOKS
+    from mmengine.runner import Runner
+
+    shapes = torch.tensor([[4, 5], [2, 3]])
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.attention = operators.MultiScaleDeformableAttention(32, num_heads=4, num_levels=2, dropout=0.0)
+            torch.nn.init.normal_(self.attention.sampling_offsets.weight)
+            torch.nn.init.normal_(self.attention.attention_weights.weight)
+
+        def forward(self, query, value, points, mode="loss"):
+            out = self.attention(
+                query.transpose(0, 1),
+                value=value.transpose(0, 1),
+                reference_points=points,
+                spatial_shapes=shapes,
+                level_start_index=torch.tensor([0, 20]),
+            )
+            return dict(loss=out.square().mean())
+
+    data = dict(query=torch.randn(7, 32), value=torch.randn(26, 32), points=torch.rand(7, 2, 2))
+    model = Model()
+    model(**{name: x[None] for name, x in data.items()})["loss"].backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    original = operators.multi_scale_deformable_attn_pytorch
+
+    def train(name):
+        Runner(
+            model,
+            str(tmp_path),
+            train_dataloader=torch.utils.data.DataLoader([data]),
+            train_cfg=dict(by_epoch=False, max_iters=1),
+            # Gradients stay after a step, which changes nothing.
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.0)),
+            custom_hooks=[HOOKS.build(dict(type="DeformableAttentionHook"))],
+            log_level="ERROR",
+            experiment_name=name,
+        ).train()
+
+    monkeypatch.setattr(torch.optim.SGD, "zero_grad", lambda self, set_to_none=True: None)
+    train("equal")
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, expected[name], name)
+    assert operators.multi_scale_deformable_attn_pytorch is original
+    # A backend that cannot run here says so: it was ours that was asked.
+    monkeypatch.setenv("DEFOCUS_DEFORMABLE_BACKEND", "mmcv")
+    with pytest.raises(RuntimeError, match=r"mmcv.s kernel runs on CUDA|built without CUDA"):
+        train("refused")
 
 
 def test_bf16_training_without_an_accelerator():
