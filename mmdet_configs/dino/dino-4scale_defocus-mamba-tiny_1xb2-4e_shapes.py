@@ -18,7 +18,7 @@ model = dict(
         with_cp=False),
     neck=dict(in_channels=192, out_channels=embed_dims, start_level=2),  # strides 8, 16, 32, 64
     encoder=dict(
-        num_layers=2,
+        num_layers=1,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims, num_points=2),
             ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=256))),
@@ -32,7 +32,7 @@ model = dict(
     # The boxes are learned before the classes: without more weight their gradients drown the others.
     bbox_head=dict(num_classes=len(classes), embed_dims=embed_dims, loss_cls=dict(loss_weight=4.0)),
     # Noised boxes teach boxes and classes before the queries find them.
-    dn_cfg=dict(group_cfg=dict(num_dn_queries=120)),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=80)),
     test_cfg=dict(max_per_img=50))
 
 train_pipeline = [
