@@ -200,7 +200,7 @@ def test_dino_has_the_published_recipe(detrex):
         truth = MODELS.build(theirs.model)
     optimizer = build_optim_wrapper(truth, theirs.optim_wrapper).optimizer
     names = {id(p): name for name, p in truth.named_parameters()}
-    expected = {names[id(g["params"][0])]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    expected = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
     config = load(BY_NAME["dino_defocus_mamba_base_4scale_36ep"])
     model = build(config)
