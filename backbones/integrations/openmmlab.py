@@ -103,8 +103,7 @@ class ReducedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's own constructor, with the parameters of equal settings in one group.
 
     With ``paramwise_cfg`` mmengine makes a group of each parameter. Fused and foreach optimizers run once a group, and
-    the hooks and schedulers read and write all of them at each step: some 5 % of a small model's step on a CPU. All
-    arguments are mmengine's.
+    the hooks and schedulers read and write all of them at each step. All arguments are mmengine's.
     """
 
     def add_params(self, params: list[dict], module: torch.nn.Module, prefix: str = "", **kwargs) -> None:
@@ -184,7 +183,7 @@ class DeformableAttentionHook(Hook):
     """Runs mmcv's multi-scale deformable attention on `backbones.ops.deformable_attention` while a runner works.
 
     mmcv itself has a CUDA kernel for fp32 and fp16. On a CPU, and in bf16, it falls back on a function of plain
-    PyTorch that is several times slower (and says so in bf16); this one stands in for it, with the same results.
+    PyTorch that is several times slower (and says so in bf16); this one stands in for it, equal up to rounding.
     """
 
     def before_run(self, runner) -> None:
