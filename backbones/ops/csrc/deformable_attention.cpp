@@ -25,7 +25,13 @@ constexpr int kCorners = 4;
 template <class T>
 class Sampling {
  public:
-  explicit Sampling(const DeformableArguments& a) : a(a), row(a.heads * a.width), samples(a.maps * a.points) {
+  explicit Sampling(const DeformableArguments& a)
+      : a(a),
+        row(a.heads * a.width),
+        samples(a.maps * a.points),
+        value(static_cast<const T*>(a.value)),
+        locations(static_cast<const T*>(a.locations)),
+        weights(static_cast<const T*>(a.weights)) {
     for (int64_t map = 0, start = 0; map < a.maps; ++map) {
       starts.push_back(start);
       start += height(map) * width(map);
@@ -81,6 +87,7 @@ class Sampling {
 
   const DeformableArguments& a;
   const int64_t row, samples;
+  const T *value, *locations, *weights;
 
  private:
   std::vector<int64_t> starts;
@@ -91,8 +98,6 @@ void forward(const DeformableArguments& a) {
   using V = Vec<T>;
   constexpr int64_t kWidth = kLanes<T>;
   const Sampling<T> sampling(a);
-  const T *value = static_cast<const T*>(a.value), *locations = static_cast<const T*>(a.locations),
-          *weights = static_cast<const T*>(a.weights);
   at::parallel_for(0, a.batch * a.queries, 16, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> rows(kCorners * sampling.samples);
     std::vector<T> shares(kCorners * sampling.samples);
@@ -103,14 +108,14 @@ void forward(const DeformableArguments& a) {
         const int64_t first = sampling.sample_start(image, query, head);
         int64_t size = 0;
         for (int64_t sample = 0; sample < sampling.samples; ++sample) {
-          if (!sampling.locate(sample / a.points, locations + 2 * (first + sample), point)) continue;
+          if (!sampling.locate(sample / a.points, sampling.locations + 2 * (first + sample), point)) continue;
           for (int corner = 0; corner < kCorners; ++corner) {
             if (point.rows[corner] < 0) continue;
             rows[size] = point.rows[corner];
-            shares[size++] = point.shares[corner] * weights[first + sample];
+            shares[size++] = point.shares[corner] * sampling.weights[first + sample];
           }
         }
-        const T* from = value + sampling.value_start(image, head);
+        const T* from = sampling.value + sampling.value_start(image, head);
         T* to = static_cast<T*>(a.out) + sampling.out_start(image, query, head);
         int64_t c = 0;
         for (; c + kWidth <= a.width; c += kWidth) {
@@ -133,8 +138,6 @@ void backward(const DeformableArguments& a) {
   using V = Vec<T>;
   constexpr int64_t kWidth = kLanes<T>;
   const Sampling<T> sampling(a);
-  const T *value = static_cast<const T*>(a.value), *locations = static_cast<const T*>(a.locations),
-          *weights = static_cast<const T*>(a.weights);
   T *dlocations = static_cast<T*>(a.dlocations), *dweights = static_cast<T*>(a.dweights);
   // Queries share the rows that they read, heads and images do not: who owns a head of an image adds to its rows
   // undisturbed and in one order.
@@ -146,7 +149,7 @@ void backward(const DeformableArguments& a) {
     Buffer<T> products(kCorners * sampling.samples);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / a.heads, head = index % a.heads;
-      const T* from = value + sampling.value_start(image, head);
+      const T* from = sampling.value + sampling.value_start(image, head);
       T* dvalue = static_cast<T*>(a.dvalue) + sampling.value_start(image, head);
       for (int64_t token = 0; token < a.tokens; ++token) std::fill_n(dvalue + token * sampling.row, a.width, T(0));
       for (int64_t query = 0; query < a.queries; ++query) {
@@ -154,11 +157,11 @@ void backward(const DeformableArguments& a) {
         const int64_t first = sampling.sample_start(image, query, head);
         for (int64_t sample = 0; sample < sampling.samples; ++sample) {
           auto& point = points[sample];
-          reads[sample] = sampling.locate(sample / a.points, locations + 2 * (first + sample), point);
+          reads[sample] = sampling.locate(sample / a.points, sampling.locations + 2 * (first + sample), point);
           for (int corner = 0; corner < kCorners; ++corner) {
             V product{};
             if (reads[sample] && point.rows[corner] >= 0) {
-              const V share = splat(point.shares[corner] * weights[first + sample]);
+              const V share = splat(point.shares[corner] * sampling.weights[first + sample]);
               const T* read = from + point.rows[corner];
               T* write = dvalue + point.rows[corner];
               for (int64_t c = 0; c + kWidth <= a.width; c += kWidth) {
@@ -179,7 +182,7 @@ void backward(const DeformableArguments& a) {
           }
           const auto& point = points[sample];
           T* product = &products[sample * kCorners];
-          const T weight = weights[first + sample];
+          const T weight = sampling.weights[first + sample];
           T dweight = 0;
           for (int corner = 0; corner < kCorners; ++corner) {
             if (point.rows[corner] < 0) continue;
