@@ -1,0 +1,75 @@
+"""The precompiled header of the set-up: taken, refused, and what is done then."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import setup_env
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory):
+    """The compiler, and the CFLAGS that name a header precompiled by it."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        pytest.fail("there is no C++ compiler, which the set-up needs")
+    environment = {name: value for name, value in os.environ.items() if name != "CFLAGS"}
+    flags = setup_env.precompile_header(Path(sys.executable), tmp_path_factory.mktemp("header"), environment)
+    if flags is None:
+        pytest.skip("this compiler takes no precompiled header")
+    return compiler, flags
+
+
+def compile_with(header, flags, folder):
+    """Compiles a file of mmcv's kind that relies on what the header includes, and says how that went."""
+    source = folder / "operator.cpp"
+    source.write_text("int dims(const at::Tensor& x) { return x.dim(); }\n")
+    added = "-fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext"
+    words = [*shlex.split(header[0]), *shlex.split(flags), *added.split(), "-c", source, "-o", folder / "operator.o"]
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True)
+
+
+def test_the_header_is_taken_as_the_build_calls_the_compiler(header, tmp_path):
+    # No include folder is named: the file compiles from the precompiled header or not at all.
+    result = compile_with(header, header[1], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "operator.o").stat().st_size > 0
+
+
+def test_a_header_of_other_flags_ends_the_build(header, tmp_path):
+    result = compile_with(header, header[1].replace("-O2", "-O0 -ffast-math"), tmp_path)
+    assert result.returncode != 0 and "the precompiled header was refused" in result.stderr
+
+
+def test_no_header_for_another_compiler_nor_beside_flags_of_the_user(tmp_path):
+    clang = tmp_path / "clang++"
+    clang.write_text("#!/bin/sh\necho '#define __GNUC__ 4'; echo '#define __clang__ 1'\n")
+    broken = tmp_path / "broken++"
+    broken.write_text("#!/bin/sh\necho '#define __GNUC__ 12'\ncase $* in *c++-header*) exit 1;; esac\n")
+    for compiler in (clang, broken):
+        compiler.chmod(0o755)
+        environment = {"PATH": os.environ["PATH"], "CXX": f"env {compiler}"}
+        assert setup_env.precompile_header(Path(sys.executable), tmp_path, environment) is None
+    environment = {"PATH": os.environ["PATH"], "CFLAGS": "-O3"}
+    assert setup_env.precompile_header(Path(sys.executable), tmp_path, environment) is None
+
+
+@pytest.mark.parametrize("flags", [None, "-include header"])
+def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
+    steps = []
+
+    def step(title, command, log, environment=None, may_fail=False):
+        steps.append((title, environment.get("CFLAGS"), may_fail))
+        return not may_fail
+
+    monkeypatch.setattr(setup_env, "_step", step)
+    monkeypatch.setattr(setup_env, "_mmcv_environment", lambda python: {})
+    monkeypatch.setattr(setup_env, "precompile_header", lambda *_: flags)
+    setup_env._install_openmmlab(Path(sys.executable), ["pip", "install"], None)
+    tried = [] if flags is None else [("mmcv", flags, True)]
+    assert steps == [*tried, ("mmcv", None, False), ("mmdet, mmseg", None, False)]
