@@ -1,7 +1,7 @@
 """Looks into De-focus checkpoints and converts them.
 
 --inspect             what a file holds: where its weights stand, its kind, sizes and heads
-backbone (default)    a released classifier or detector to the backbone alone
+backbone (default)    a classifier, detector or segmentor to the backbone alone
 --class-map FILE      a 21K classifier to one over the classes whose rows FILE lists, one number a line
 --to detectron2       a detector of mmdet to Detectron2's names: backbone, simple pyramid, and DINO for detrex
 --to mmdet            the same back; either way it says what it could not carry
@@ -9,6 +9,7 @@ backbone (default)    a released classifier or detector to the backbone alone
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -18,12 +19,18 @@ import torch
 from backbones.checkpoints import (
     CheckpointError,
     backbone_from_checkpoint,
+    check_finite,
+    describe_backbone,
+    find_average,
+    find_backbones,
     read_checkpoint,
     select_head_classes,
     to_detectron2,
     to_mmdet,
     weights_of,
 )
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def main() -> None:
@@ -34,63 +41,89 @@ def main() -> None:
     parser.add_argument("--class-map", type=Path, help="rows of the head to keep, one number a line, in class order")
     parser.add_argument("--to", choices=("detectron2", "mmdet"), help="the framework whose names to write")
     parser.add_argument("--container", help="key of the weights in the file (default: a moving average if any)")
+    parser.add_argument("--prefix", help="beginning of the backbone's names, for a file with several backbones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args()
     if args.to and args.class_map:
         parser.error("--to is for detectors, --class-map for classifiers: give one of them")
-    if not args.inspect and args.output is None:
-        parser.error("give an output file, or --inspect")
+    if args.prefix is not None and (args.to or args.class_map):
+        parser.error("--prefix is for the backbone alone: leave out --to and --class-map")
+    if not args.inspect:
+        check_output(parser, args.output, args.overwrite)
     try:
         checkpoint = read_checkpoint(args.checkpoint)
+    except CheckpointError as error:
+        sys.exit(str(error))
+    try:
         weights, container = weights_of(checkpoint, args.container)
         if args.inspect:
             print(describe(checkpoint, weights, container))
             return
-        if args.output.exists() and not args.overwrite:
-            sys.exit(f"{args.output} exists: choose another name or add --overwrite")
+        left = []
         if args.to:
             out, left = to_detectron2(weights) if args.to == "detectron2" else to_mmdet(weights)
         elif args.class_map:
             out = select_head_classes(weights, read_class_map(args.class_map))
-            left = []
         else:
-            out, left = backbone_from_checkpoint(weights)
-    except (CheckpointError, ValueError) as error:
-        sys.exit(str(error))
-    # Under the key that the framework's own loaders look for.
-    save(out, args.output, "model" if args.to == "detectron2" else "state_dict")
+            out, left = backbone_from_checkpoint(weights, args.prefix)
+        check_finite(out)
+        # Under the key that the framework's own loaders look for.
+        save(out, args.output, "model" if args.to == "detectron2" else "state_dict")
+    except (CheckpointError, ValueError, OSError) as error:
+        sys.exit(f"{args.checkpoint}: {error}")
+    print(f"{args.checkpoint}: weights {_source(checkpoint, container)}")
     # What another framework has no place for is news; a classifier's heads are not.
     shown = left if args.to else left[:8]
     print(f"{args.output}: {len(out)} tensors" + (f"; left out {len(left)}: {', '.join(shown)}" if left else ""))
 
 
+def check_output(parser: argparse.ArgumentParser, output: Path | None, overwrite: bool) -> None:
+    """Ends the program before anything is read if ``output`` cannot be what is written."""
+    if output is None:
+        parser.error("give an output file, or --inspect")
+    if output.is_dir():
+        parser.error(f"{output} is a folder: name the file to write in it")
+    if output.suffix not in SUFFIXES:
+        parser.error(f"{output} must end in {', '.join(SUFFIXES)}, which says how it is written")
+    if output.exists() and not overwrite:
+        sys.exit(f"{output} exists: choose another name or add --overwrite")
+
+
 def describe(checkpoint: dict, weights: dict, container: str | None) -> str:
     """A few lines on a checkpoint: kind, sizes, heads, and what else it holds."""
-    backbone, left = backbone_from_checkpoint(weights)
-    lines = [f"weights: {len(weights)} tensors, {sum(v.numel() for v in weights.values()) / 1e6:.2f} M values"]
-    lines[0] += f", under {container!r}" if container else ", the file itself"
+    values = sum(v.numel() for v in weights.values()) / 1e6
+    lines = [f"weights: {len(weights)} tensors, {values:.2f} M values, {_source(checkpoint, container)}"]
+    try:
+        check_finite(weights)
+    except CheckpointError as error:
+        lines.append(f"warning: {error}")
     others = [key for key in checkpoint if key != container and not isinstance(checkpoint[key], torch.Tensor)]
     if others:
         lines.append(f"besides: {', '.join(map(str, others))}")
-    blocks = {name.split(".")[1] for name in backbone if name.startswith("blocks.")}
-    if "cls_token" not in backbone or not blocks:
-        return "\n".join([*lines, f"no De-focus backbone; first names: {', '.join(list(weights)[:5])}"])
-    sizes = {"embed_dims": backbone["cls_token"].shape[-1], "depth": len(blocks)}
-    a_log = backbone.get("blocks.0.mixer.A_log")
-    if a_log is not None:
-        sizes["inner_dims"], sizes["state_dims"] = a_log.shape
-        sizes["dt_rank"] = backbone["blocks.0.mixer.dt_proj.weight"].shape[1]
-        sizes["conv_kernel"] = backbone["blocks.0.mixer.conv1d.weight"].shape[-1]
-    lines.append(f"backbone: {', '.join(f'{k}={v}' for k, v in sizes.items())}")
-    values = sum(v.numel() for v in backbone.values()) / 1e6
-    lines.append(f"  {len(backbone)} tensors, {values:.2f} M values")
-    for name in left:
-        if name.endswith("weight") and "head" in name:
-            lines.append(f"head: {name} {tuple(weights[name].shape)}")
-    rest = [name for name in left if "head" not in name]
-    if rest:
-        lines.append(f"other parts: {', '.join(sorted({name.split('.')[0] for name in rest}))}")
+    found = find_backbones(weights)
+    if not found:
+        lines.append(f"no De-focus backbone; first names: {', '.join(list(weights)[:5])}")
+    for prefix in found:
+        backbone, left = backbone_from_checkpoint(weights, prefix)
+        family, sizes = describe_backbone(backbone)
+        where = f" under {prefix!r}" if prefix else ""
+        lines.append(f"{family or 'unknown backbone'}{where}: {', '.join(f'{k}={v}' for k, v in sizes.items())}")
+        values = sum(v.numel() for v in backbone.values()) / 1e6
+        lines.append(f"  {len(backbone)} tensors, {values:.2f} M values")
+    if len(found) == 1:
+        heads = [name for name in left if re.match(r"head\d*\.", name.removeprefix(found[0]))]
+        lines += [f"head: {name} {tuple(weights[name].shape)}" for name in heads if name.endswith("weight")]
+        rest = {name.removeprefix("module.").split(".")[0] for name in left if name not in heads}
+        if rest:
+            lines.append(f"other parts: {', '.join(sorted(rest))}")
     return "\n".join(lines)
+
+
+def _source(checkpoint: dict, container: str | None) -> str:
+    """Where the weights stood in the file, in words."""
+    if container is None:
+        return "the file itself"
+    return f"under {container!r}" + (", a moving average" if container == find_average(checkpoint) else "")
 
 
 def read_class_map(path: Path) -> list[int]:
@@ -110,9 +143,14 @@ def save(weights: dict, path: Path, container: str) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
+            # A tensor that stands under two names, as detrex' heads do, is written twice: the format shares nothing.
+            save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}, temporary)
         else:
             torch.save({container: weights}, temporary)
+        # The temporary file was for its maker alone.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -2,6 +2,10 @@
 
 from backbones.checkpoints.convert import (
     backbone_from_checkpoint,
+    check_finite,
+    describe_backbone,
+    find_average,
+    find_backbones,
     select_head_classes,
     weights_of,
 )
@@ -13,6 +17,10 @@ __all__ = [
     "CheckpointError",
     "LoadReport",
     "backbone_from_checkpoint",
+    "check_finite",
+    "describe_backbone",
+    "find_average",
+    "find_backbones",
     "load_pretrained",
     "read_checkpoint",
     "select_head_classes",

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from backbones.checkpoints.convert import _some, backbone_from_checkpoint, weights_of
+from backbones.checkpoints.convert import (
+    _some,
+    backbone_from_checkpoint,
+    check_finite,
+    describe_backbone,
+    find_average,
+    weights_of,
+)
 from backbones.checkpoints.read import CheckpointError, read_checkpoint
 
 logger = logging.getLogger("backbones")
@@ -19,37 +26,52 @@ class LoadReport:
     Attributes:
         file: The checkpoint.
         container: The key in it that held the weights, None for the file itself.
+        average: Whether they are a moving average.
         loaded: Names that were loaded.
         left: Names in the file that were not used: heads, necks.
     """
 
     file: str
     container: str | None
+    average: bool
     loaded: tuple[str, ...]
     left: tuple[str, ...]
 
     def __str__(self) -> str:
-        where = f" [{self.container}]" if self.container else ""
+        average = ", a moving average" if self.average else ""
+        where = f" [{self.container}{average}]" if self.container else ""
         rest = f"; left out {len(self.left)}: {_some(list(self.left))}" if self.left else ""
         return f"{self.file}{where}: loaded {len(self.loaded)} tensors{rest}"
 
 
-def load_pretrained(model: nn.Module, path: str | os.PathLike, container: str | None = None) -> LoadReport:
-    """Loads a backbone's weights from a classifier, a detector or a backbone checkpoint, strictly.
+def load_pretrained(
+    model: nn.Module, path: str | os.PathLike, container: str | None = None, prefix: str | None = None
+) -> LoadReport:
+    """Loads a backbone's weights from the checkpoint of any model that has one, strictly.
+
+    That may be a classifier, a detector, a segmentor or a backbone, saved by mmengine, Detectron2, detrex, timm or
+    plain PyTorch: the backbone is found by its patch embedding.
 
     Args:
         model: A De-focus backbone.
         path: A `.pth` or `.safetensors` file, or an http(s) address.
-        container: The key in the file that holds the weights; None prefers an exponential moving average.
+        container: The key in the file that holds the weights; None prefers a moving average, see `find_average`.
+        prefix: The beginning of the backbone's names, for a file with several backbones.
 
     Returns:
         What was loaded and what was left out; it is logged, too.
 
     Raises:
-        CheckpointError: The file cannot be read, or its backbone has other names or shapes; nothing is loaded then.
+        CheckpointError: The file cannot be read, holds no backbone or several, weights that are NaN or infinite, or a
+            backbone of other names or shapes; nothing is loaded then.
     """
-    weights, found = weights_of(read_checkpoint(path), container)
-    kept, left = backbone_from_checkpoint(weights)
+    checkpoint = read_checkpoint(path)
+    try:
+        weights, found = weights_of(checkpoint, container)
+        kept, left = backbone_from_checkpoint(weights, prefix)
+        check_finite(kept)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
     own = model.state_dict()
     missing = [name for name in own if name not in kept]
     unexpected = [name for name in kept if name not in own]
@@ -66,11 +88,14 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike, container: str | 
     if shapes:
         problems.append(f"has other shapes: {_some(shapes, 3)}")
     if problems:
+        family, sizes = describe_backbone(kept)
         raise CheckpointError(
-            f"checkpoint {path} does not fit {type(model).__name__}: it {'; it '.join(problems)}. "
-            "Choose the arch that the checkpoint was made with (tools/convert_checkpoint.py --inspect shows it)"
+            f"checkpoint {path} does not fit {type(model).__name__}: it {'; it '.join(problems)}. It holds a "
+            f"{family or 'backbone of an unknown family'} with {', '.join(f'{k}={v}' for k, v in sizes.items())}: "
+            "choose the model, its arch and its patch_size to fit"
         )
     model.load_state_dict(kept)
-    report = LoadReport(str(path), found, tuple(kept), tuple(left))
+    average = found is not None and found == find_average(checkpoint)
+    report = LoadReport(str(path), found, average, tuple(kept), tuple(left))
     logger.info("%s", report)
     return report

@@ -1,10 +1,14 @@
 """Reads checkpoint files without running what they may contain."""
 
+import hashlib
 import importlib
 import os
 import pickle
+import tempfile
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
+from typing import IO, Any
 from urllib.parse import urlparse
 
 import torch
@@ -80,9 +84,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise CheckpointError(f"checkpoint {name} does not exist (looked for {path.absolute()})")
     if path.stat().st_size == 0:
         raise CheckpointError(f"checkpoint {name} is empty: copy or download it again")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, dict) or not content:
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {name} holds a {type(content).__name__}, not a dict of weights")
+    if not content:
+        raise CheckpointError(f"checkpoint {name} holds an empty dict: nothing was saved into it")
     return content
 
 
@@ -100,23 +106,34 @@ def _read_safetensors(path: Path) -> dict:
         ) from error
 
 
-def _read_torch(path: Path) -> dict:
+def read_torch(file: str | os.PathLike | IO[bytes], map_location: Any = "cpu") -> Any:
+    """`torch.load` of tensors and plain data alone, among that what mmengine and timm write.
+
+    Args:
+        file: A file of `torch.save`, or one that is open.
+        map_location: As of `torch.load`.
+
+    Raises:
+        CheckpointError: The file is truncated, no checkpoint, or holds more than data.
+    """
+    # Leaving the context forgets what it was given: it is not to forget what was known before.
+    known = torch.serialization.get_safe_globals()
     try:
-        with torch.serialization.safe_globals(harmless_classes()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([item for item in harmless_classes() if item not in known]):
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
+        if zipfile.is_zipfile(file):
             # torch's advice comes first; what it met stands after "WeightsUnpickler error:".
             cause = _first_line(str(error).rpartition("WeightsUnpickler error:")[2].strip())
             raise CheckpointError(
-                f"checkpoint {path} holds more than weights and plain data, and is not read because that could run "
+                f"checkpoint {file} holds more than weights and plain data, and is not read because that could run "
                 f"code ({cause}). If you trust it, load it with torch.load(..., weights_only=False) and save its "
                 "state dict alone"
             ) from error
-        raise CheckpointError(f"{path} is no checkpoint of torch.save ({_first_line(error)})") from error
+        raise CheckpointError(f"{file} is no checkpoint of torch.save ({_first_line(error)})") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"checkpoint {path} is truncated or damaged ({_first_line(error)}): copy or download it again"
+            f"checkpoint {file} is truncated or damaged ({_first_line(error)}): copy or download it again"
         ) from error
 
 
@@ -125,14 +142,25 @@ def _first_line(error: Exception | str) -> str:
 
 
 def _download(url: str) -> Path:
+    """Path of the downloaded file, kept by its whole address: other files may have the same name."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(urlparse(url).path).name
-    if not path.exists():
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint {url} could not be downloaded ({error}): fetch it by hand and give the file"
-            ) from error
+    name = Path(urlparse(url).path).name or "checkpoint.pth"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {url} cannot be kept in {folder} ({error}): set TORCH_HOME to a writable folder, or fetch it "
+            "by hand and give the file"
+        ) from error
+    try:
+        torch.hub.download_url_to_file(url, str(path))
+    except (OSError, HTTPException) as error:
+        raise CheckpointError(
+            f"checkpoint {url} could not be downloaded ({error}): fetch it by hand and give the file"
+        ) from error
     return path

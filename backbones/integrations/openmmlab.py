@@ -11,13 +11,19 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from mmengine.runner import autocast
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
-from backbones.checkpoints.read import harmless_classes
+from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
 from backbones.integrations import annotation_check  # noqa: F401  registers its hook
 from backbones.ops import deformable_attention
+
+# OneDL's mmengine reads a file that torch refuses a second time, after a warning, and runs what is in it, be it for
+# ``load_from``, ``--resume`` or ``tools/test.py``. It keeps the first half of that.
+if hasattr(mmengine_checkpoint, "_safe_torch_load"):
+    mmengine_checkpoint._safe_torch_load = lambda file, map_location=None: read_torch(file, map_location)
 
 # mmengine before 0.10.8 reads its own checkpoints with torch.load's default, which since torch 2.6 admits tensors
 # and plain data only. This lets exactly the plain data that mmengine writes pass.
@@ -38,7 +44,8 @@ class InitFromCheckpoint:
             CheckpointError: The checkpoint cannot be read or does not fit.
         """
         if self.init_cfg is not None and not self.is_init:
-            report = load_pretrained(self, self.init_cfg["checkpoint"], self.init_cfg.get("container"))
+            where = {key: self.init_cfg[key] for key in ("container", "prefix") if key in self.init_cfg}
+            report = load_pretrained(self, self.init_cfg["checkpoint"], **where)
             print_log(str(report), logger="current")
         self.is_init = True
 
@@ -46,20 +53,21 @@ class InitFromCheckpoint:
 def _check_init_cfg(init_cfg):
     if init_cfg is None:
         return
-    allowed = {"type", "checkpoint", "container"}
+    allowed = {"type", "checkpoint", "container", "prefix"}
     if init_cfg.get("type") != "Pretrained" or "checkpoint" not in init_cfg or set(init_cfg) - allowed:
         raise ValueError(
-            "init_cfg must be dict(type='Pretrained', checkpoint=FILE), optionally with container=KEY, "
-            f"got {dict(init_cfg)}"
+            "init_cfg must be dict(type='Pretrained', checkpoint=FILE), optionally with container=KEY and "
+            f"prefix='backbone.', got {dict(init_cfg)}"
         )
 
 
 def _with_init_cfg(family: type[defocus.DefocusBackbone]) -> type:
     """A family of backbones with mmengine's ``init_cfg``.
 
-    That is None, or ``dict(type='Pretrained', checkpoint=FILE)``: a released classifier (its moving average if it has
-    one, the heads left out), a detector or a backbone. ``container=KEY`` names the weights to take. All other
-    arguments are the family's own, which rejects unknown ones.
+    That is None, or ``dict(type='Pretrained', checkpoint=FILE)``: the checkpoint of a classifier, detector, segmentor
+    or backbone (its moving average if it has one; all but the backbone left out). ``container=KEY`` names the weights
+    to take, ``prefix='backbone.'`` the backbone of a file with several. All other arguments are the family's own,
+    which rejects unknown ones.
     """
 
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs):

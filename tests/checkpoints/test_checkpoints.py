@@ -2,13 +2,16 @@
 
 import json
 import os
+import threading
 from collections import OrderedDict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
-from backbones import DefocusMamba
+from backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from backbones.checkpoints import (
     CheckpointError,
     backbone_from_checkpoint,
@@ -48,12 +51,39 @@ def test_classifier_prefers_its_moving_average(model, classifier, tmp_path):
     before = {k: v.clone() for k, v in classifier.items()}
     report = load_pretrained(model, tmp_path / "cls.pth")
     assert_loaded(model, classifier)
-    assert report.container == "model_ema"
+    assert report.container == "model_ema" and report.average
     assert sorted(report.left) == sorted(k for k in classifier if k.startswith("head"))
-    assert "loaded 27 tensors; left out 8: head.0.weight" in str(report)
+    assert "[model_ema, a moving average]: loaded 27 tensors; left out 8: head.0.weight" in str(report)
     assert all(torch.equal(classifier[k], before[k]) for k in before)
-    load_pretrained(model, tmp_path / "cls.pth", container="model")
+    report = load_pretrained(model, tmp_path / "cls.pth", container="model")
     assert_loaded(model, plain)
+    assert not report.average and "[model]: loaded 27" in str(report)
+
+
+@pytest.mark.parametrize(
+    "average, last, more",
+    [
+        ("state_dict_ema", "state_dict", {}),  # timm
+        ("ema_state", "model", {}),  # detrex
+        ("ema_state_dict", "state_dict", {}),  # YOLO-like trainers
+        ("state_dict", "ema_state_dict", {"steps": torch.tensor(7)}),  # mmengine exchanges both and counts
+    ],
+)
+def test_each_trainers_average(model, classifier, tmp_path, average, last, more):
+    plain = {f"module.{k}": torch.zeros_like(v) for k, v in classifier.items()} | more
+    torch.save({last: plain, average: classifier}, tmp_path / "x.pth")
+    report = load_pretrained(model, tmp_path / "x.pth")
+    assert_loaded(model, classifier)
+    assert (report.container, report.average) == (average, True)
+    report = load_pretrained(model, tmp_path / "x.pth", container=last)
+    assert not report.average and not model.cls_token.any()
+
+
+def test_an_average_that_was_never_begun_is_none(model, classifier, tmp_path):
+    torch.save({"model": classifier, "ema_state": {}}, tmp_path / "x.pth")
+    report = load_pretrained(model, tmp_path / "x.pth")
+    assert_loaded(model, classifier)
+    assert (report.container, report.average) == ("model", False)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +91,23 @@ def test_classifier_prefers_its_moving_average(model, classifier, tmp_path):
     [
         lambda w: w,
         lambda w: {"state_dict": w},
+        lambda w: {"model": {f"anything.at.all.{k}": v for k, v in w.items()} | {"head.weight": torch.zeros(1)}},
+        lambda w: {
+            "state_dict": {f"_orig_mod.{k.replace('blocks.0.', 'blocks.0._orig_mod.')}": v for k, v in w.items()}
+        },
         lambda w: {"model": {f"module.{k}": v for k, v in w.items()}},
         lambda w: {"model_ema": {"module": w, "decay": 0.99}},
         lambda w: {"state_dict": {f"backbone.{k}": v for k, v in w.items()} | {"neck.x": torch.zeros(1)}},
-        lambda w: {"model": {f"backbone.net.{k}": v for k, v in w.items()} | {"backbone.p2.w": torch.zeros(1)}},
+        lambda w: {
+            "model": {f"backbone.net.{k}": v for k, v in w.items()}
+            | {"backbone.simfp_2.0.weight": torch.zeros(1), "roi_heads.box_head.fc1.weight": torch.zeros(1)}
+        },
+        lambda w: {
+            "state_dict": {f"module.backbone.net.{k}": v for k, v in w.items()}
+            | {"module.backbone.adapter.norms.0.weight": torch.zeros(1), "module.decode_head.x": torch.zeros(1)}
+        },
     ],
-    ids=["bare", "state_dict", "ddp", "nested average", "mmdet detector", "detectron2 detector"],
+    ids=["bare", "state_dict", "any", "compiled", "ddp", "nested average", "mmdet", "detectron2", "mmseg"],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_every_wrapping(model, classifier, tmp_path, wrap, suffix):
@@ -110,6 +151,14 @@ def test_checkpoints_of_mmengine_are_read(tmp_path, model):
     assert content["message_hub"]["log_scalars"]["train/loss"].mean() == 1.5
 
 
+def test_reading_forgets_nothing_that_was_known(tmp_path, model):
+    """mmengine before 0.10.8 resumes only with what its integration made known, a backbone's init_cfg or not."""
+    history_buffer = pytest.importorskip("mmengine.logging").HistoryBuffer
+    torch.save({"state_dict": model.state_dict(), "loss": history_buffer([1.0], [1])}, tmp_path / "epoch_1.pth")
+    load_pretrained(model, tmp_path / "epoch_1.pth")
+    assert torch.load(tmp_path / "epoch_1.pth")["loss"].mean() == 1.0
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("pwned",)
@@ -139,6 +188,15 @@ def test_files_that_cannot_be_used(model, classifier, tmp_path, monkeypatch):
     torch.save({"model": classifier, "extra": Evil()}, "evil.pth")
     torch.save({"model": {k: v[..., :1] if k == "cls_token" else v for k, v in classifier.items()}}, "shape.pth")
     torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(3)}, "resnet.pth")
+    torch.save({}, "nothing.pth")
+    broken = dict(classifier)
+    broken["blocks.1.mixer.D"], broken["norm.weight"] = torch.full((128,), torch.inf), torch.full((64,), torch.nan)
+    torch.save({"model": broken}, "nan.pth")
+    torch.save({f"{who}.backbone.{k}": v for who in ("student", "teacher") for k, v in classifier.items()}, "two.pth")
+    torch.save(DefocusMamba({**TINY, "depth": 3}).state_dict(), "deeper.pth")
+    torch.save(DefocusViT(dict(embed_dims=64, depth=1, num_heads=2, mlp_ratio=3.0)).state_dict(), "vit.pth")
+    sizes = dict(embed_dims=64, depth=1, num_heads=4, value_dims=96, ffn_dims=40)
+    torch.save(DefocusRetNet(sizes).state_dict(), "retnet.pth")
     os.mkdir("folder")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for name, message in {
@@ -152,7 +210,13 @@ def test_files_that_cannot_be_used(model, classifier, tmp_path, monkeypatch):
         "none.pth": "holds no weights; its keys are epoch",
         "evil.pth": "evil.pth holds more than weights.*could run code",
         "shape.pth": r"shape.pth does not fit DefocusMamba: .*cls_token \(1, 1, 1\) in the file, \(1, 1, 64\) in the",
-        "resnet.pth": r"does not fit .*lacks cls_token, .*\(27 in all\); it has besides conv1.weight, fc.weight",
+        "resnet.pth": "there is no De-focus backbone .* first names: conv1.weight, fc.weight",
+        "nothing.pth": "holds an empty dict: nothing was saved",
+        "nan.pth": "2 of 27 weights are NaN or infinite: blocks.1.mixer.D, norm.weight. The training diverged",
+        "two.pth": r"two.pth: there are 2 under 'student.backbone.' and 'teacher.backbone.': say which by prefix=",
+        "deeper.pth": "holds a DefocusMamba with embed_dims=64, depth=3, inner_dims=128, state_dims=16, dt_rank=4",
+        "vit.pth": "holds a DefocusViT with embed_dims=64, depth=1, num_heads=2, mlp_ratio=3.0",
+        "retnet.pth": "holds a DefocusRetNet with .*num_heads=4, value_dims=96, ffn_dims=40",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             load_pretrained(model, name)
@@ -160,6 +224,10 @@ def test_files_that_cannot_be_used(model, classifier, tmp_path, monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(CheckpointError, match="no 'ema'; its keys are model"):
         load_pretrained(model, "good.pth", container="ema")
+    with pytest.raises(CheckpointError, match=r"no De-focus backbone under 'neck\.'; there is one under ''"):
+        load_pretrained(model, "good.pth", prefix="neck")
+    load_pretrained(model, "two.pth", prefix="teacher.backbone")
+    assert_loaded(model, classifier)
 
 
 def test_21k_head_to_fewer_classes(classifier):
@@ -173,3 +241,47 @@ def test_21k_head_to_fewer_classes(classifier):
         select_head_classes(classifier, [0, 50])
     with pytest.raises(CheckpointError, match="no classification head"):
         select_head_classes({"norm.weight": torch.zeros(1)}, [0])
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a web server over a folder, which is its second item."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+def test_downloads_of_one_name_are_told_apart_and_kept(server, tmp_path, monkeypatch):
+    address, folder = server
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    for i, name in enumerate("ab"):
+        (folder / name).mkdir()
+        torch.save({"x": torch.tensor(i)}, folder / name / "model.pth")
+    for i, name in enumerate("ab"):
+        assert read_checkpoint(f"{address}/{name}/model.pth")["x"] == i
+    assert read_checkpoint(f"{address}/a/model.pth?version=2")["x"] == 0
+    (folder / "a/model.pth").unlink()
+    assert read_checkpoint(f"{address}/a/model.pth")["x"] == 0
+    with pytest.raises(CheckpointError, match=r"c/model\.pth could not be downloaded .*404.*fetch it by hand"):
+        read_checkpoint(f"{address}/c/model.pth")
+
+
+def test_a_download_that_cannot_be_kept(server, tmp_path, monkeypatch):
+    address, folder = server
+    torch.save({"x": torch.tensor(1)}, folder / "model.pth")
+    # A file where the folder should be: no one, not even root, can write below it.
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with pytest.raises(CheckpointError, match=r"model\.pth cannot be kept in .*: set TORCH_HOME to a writable folder"):
+        read_checkpoint(f"{address}/model.pth")
+
+
+def test_an_empty_class_map_makes_no_head(classifier):
+    with pytest.raises(CheckpointError, match="class map is empty"):
+        select_head_classes(classifier, [])

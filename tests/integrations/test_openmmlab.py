@@ -1,17 +1,21 @@
 """The registered classes, built the way mmdet and mmseg build them."""
 
+import os
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mmengine", reason="mmengine is not installed")
 
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 
 import backbones
-from backbones.checkpoints import CheckpointError
+from backbones.checkpoints import CheckpointError, load_pretrained
 from tests.testing import assert_close, load_fixture
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
@@ -83,6 +87,80 @@ def test_init_cfg_loads_a_released_classifier(tmp_path):
         model.cls_token.zero_()
     model.init_weights()
     assert not model.cls_token.any()
+
+
+def test_init_cfg_names_one_of_two_backbones(tmp_path):
+    teacher = backbones.DefocusMamba(TINY).state_dict()
+    weights = {f"teacher.backbone.{k}": v for k, v in teacher.items()}
+    weights |= {f"student.backbone.{k}": torch.zeros_like(v) for k, v in teacher.items()}
+    torch.save({"state_dict": weights}, tmp_path / "semi.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "semi.pth"))
+    with pytest.raises(CheckpointError, match=r"are 2 under 'student.backbone.' and 'teacher.backbone.': say which by"):
+        MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg)).init_weights()
+    model = MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg | dict(prefix="teacher.backbone.")))
+    model.init_weights()
+    assert all(torch.equal(value, teacher[name]) for name, value in model.state_dict().items())
+
+
+def test_the_average_in_a_file_of_mmengines_ema_hook(tmp_path):
+    """mmengine exchanges the average and the last step when it saves."""
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone = MODELS.build(dict(type="DefocusMamba", arch=TINY))
+
+        def forward(self, images, mode="loss"):
+            return dict(loss=(self.backbone(images)[0] * images.mean()).mean())
+
+    model = Model()
+    runner = Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=torch.utils.data.DataLoader([dict(images=torch.randn(3, 32, 48)) for _ in range(4)]),
+        train_cfg=dict(by_epoch=False, max_iters=3),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.5)),
+        custom_hooks=[dict(type="EMAHook", momentum=0.3)],
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=3, by_epoch=False)),
+        log_level="ERROR",
+        experiment_name="average",
+    )
+    runner.train()
+    (average,) = (hook.ema_model.module for hook in runner.hooks if type(hook).__name__ == "EMAHook")
+    last = model.backbone.state_dict()
+    changed = [name for name in last if not torch.equal(last[name], average.backbone.state_dict()[name])]
+    assert "blocks.0.mixer.in_proj.weight" in changed
+    for container, truth in ((None, average.backbone.state_dict()), ("ema_state_dict", last)):
+        loaded = backbones.DefocusMamba(TINY)
+        report = load_pretrained(loaded, tmp_path / "iter_3.pth", container)
+        assert report.average == (container is None)
+        assert all(torch.equal(value, truth[name]) for name, value in loaded.state_dict().items())
+
+
+class Code:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_mmengine_runs_nothing_that_is_in_a_file(tmp_path):
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    model = backbones.DefocusMamba(TINY)
+    torch.save({"state_dict": model.state_dict(), "meta": Code(str(tmp_path / "ran"))}, tmp_path / "evil.pth")
+    # The original packages leave it to torch, which refuses in its own words.
+    with pytest.raises((CheckpointError, pickle.UnpicklingError), match="weights_only"):
+        load_checkpoint(model, str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+    buffer = HistoryBuffer([1.0], [1])
+    torch.save({"state_dict": model.state_dict(), "loss": buffer, "x": np.float64(3)}, tmp_path / "good.pth")
+    assert load_checkpoint(model, str(tmp_path / "good.pth"), "cpu")["loss"].mean() == 1.0
 
 
 def test_missing_checkpoint_is_one_clear_error():

@@ -1,12 +1,15 @@
 """The converter's two ways between frameworks, as commands."""
 
+import os
+import stat
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from backbones import DefocusMamba, SimpleFPN
-from backbones.checkpoints import read_checkpoint
+from backbones.checkpoints import read_checkpoint, weights_of
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
 
@@ -32,6 +35,85 @@ def test_to_detectron2_and_back(tmp_path):
     assert result.returncode == 0 and "left out" not in result.stdout
     back = read_checkpoint(tmp_path / "back.safetensors")
     assert set(back) == set(detector) and all(torch.equal(back[name], detector[name]) for name in back)
+
+
+@pytest.fixture
+def segmentor(tmp_path):
+    """A segmentor's file with a moving average, and the average's backbone."""
+    backbone = DefocusMamba(TINY).state_dict()
+    weights = {f"backbone.net.{k}": v for k, v in backbone.items()}
+    weights |= {"backbone.adapter.norms.0.weight": torch.zeros(1), "decode_head.conv_seg.weight": torch.zeros(2)}
+    last = {f"module.{k}": torch.zeros_like(v) for k, v in weights.items()} | {"steps": torch.tensor(3)}
+    torch.save({"state_dict": weights, "ema_state_dict": last, "meta": {"iter": 7}}, tmp_path / "iter_7.pth")
+    return tmp_path / "iter_7.pth", backbone
+
+
+@pytest.mark.parametrize("name", ["backbone.pth", "backbone.safetensors"])
+def test_a_segmentor_to_its_backbone_alone(segmentor, tmp_path, name):
+    path, backbone = segmentor
+    result = convert(path, tmp_path / name)
+    assert result.returncode == 0, result.stderr
+    assert "weights under 'state_dict', a moving average" in result.stdout
+    assert "left out 2: backbone.adapter.norms.0.weight, decode_head.conv_seg.weight" in result.stdout
+    written = weights_of(read_checkpoint(tmp_path / name))[0]
+    assert written.keys() == backbone.keys() and all(torch.equal(written[k], backbone[k]) for k in written)
+    # Readable by whoever the user's mask allows.
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
+
+
+def test_inspect(segmentor, tmp_path):
+    path, _ = segmentor
+    lines = convert(path, "--inspect").stdout.splitlines()
+    assert lines[0].endswith("under 'state_dict', a moving average") and lines[0].startswith("weights: 29 tensors")
+    assert lines[1] == "besides: ema_state_dict, meta"
+    assert lines[2].startswith(
+        "DefocusMamba under 'backbone.net.': embed_dims=64, depth=2, inner_dims=128, state_dims=16"
+    )
+    assert lines[-1] == "other parts: backbone, decode_head"
+    torch.save({"a": torch.full((2,), torch.nan)}, tmp_path / "other.pth")
+    output = convert(tmp_path / "other.pth", "--inspect").stdout
+    assert "no De-focus backbone; first names: a" in output and "1 of 1 weights are NaN or infinite: a" in output
+
+
+def test_a_tensor_of_two_names_is_written_as_safetensors(tmp_path):
+    detector = {f"backbone.{k}": v for k, v in DefocusMamba(TINY).state_dict().items()}
+    detector |= {f"bbox_head.cls_branches.0.{part}": torch.randn(3) for part in ("weight", "bias")}
+    torch.save({"state_dict": detector}, tmp_path / "dino.pth")
+    result = convert(tmp_path / "dino.pth", tmp_path / "detrex.safetensors", "--to", "detectron2")
+    assert result.returncode == 0, result.stderr
+    written = read_checkpoint(tmp_path / "detrex.safetensors")
+    for name in ("class_embed.0.weight", "transformer.decoder.class_embed.0.weight"):
+        assert torch.equal(written[name], detector["bbox_head.cls_branches.0.weight"])
+
+
+def test_what_is_not_overwritten(segmentor, tmp_path):
+    path, _ = segmentor
+    (tmp_path / "here.pth").write_text("mine")
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "rows.txt").write_text("")
+    torch.save({"head.weight": torch.zeros(4, 2), "head.bias": torch.zeros(4)}, tmp_path / "classifier.pth")
+    broken = {k: v * torch.nan for k, v in DefocusMamba(TINY).state_dict().items()}
+    torch.save(broken, tmp_path / "broken.pth")
+    new = tmp_path / "new.pth"
+    for arguments, message in [
+        ((path, tmp_path / "here.pth"), "here.pth exists: choose another name or add --overwrite"),
+        ((path, tmp_path / "folder.pth", "--overwrite"), "folder.pth is a folder: name the file"),
+        ((path, tmp_path / "new.safetensor"), "must end in .pth, .pt, .safetensors"),
+        ((path, tmp_path / "here.pth/new.pth"), "here.pth"),
+        ((path, new, "--prefix", "neck"), "no De-focus backbone under 'neck.'; there is one under 'backbone.net.'"),
+        ((path, new, "--container", "ema"), "it has no 'ema'"),
+        ((tmp_path / "classifier.pth", new), "there is no De-focus backbone"),
+        ((tmp_path / "classifier.pth", new, "--class-map", tmp_path / "rows.txt"), "class map is empty"),
+        ((tmp_path / "broken.pth", new), "27 of 27 weights are NaN or infinite"),
+    ]:
+        before = sorted(tmp_path.iterdir())
+        result = convert(*arguments)
+        assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr, arguments
+        assert sorted(tmp_path.iterdir()) == before and (tmp_path / "here.pth").read_text() == "mine"
+    assert convert(path, tmp_path / "here.pth", "--overwrite").returncode == 0
+    assert len(weights_of(read_checkpoint(tmp_path / "here.pth"))[0]) == 27
 
 
 def test_refusals(tmp_path):
