@@ -31,7 +31,9 @@ def test_builds(path):
     parts = path.stem.split("_")
     detectors = {"dino": "DINO", "mask": "MaskRCNN", "cascade": "CascadeRCNN", "mask2former": "Mask2Former"}
     assert config.model.type == detectors[parts[0].split("-")[0]]
-    if "coco" in path.stem:
+    # What `--auto-scale-lr` asks for; it sets the first itself.
+    assert config.auto_scale_lr == dict(enable=False, base_batch_size=config.auto_scale_lr.base_batch_size)
+    if "_coco" in path.stem:
         gpus_and_batch, *_, epochs = parts[-2].split("-")
         if parts[0] == "mask2former":
             # 50 epochs of 118,287 images less the empty ones, counted in iterations as the stock config does.

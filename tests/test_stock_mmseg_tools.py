@@ -133,6 +133,26 @@ def test_bf16(shapes, tmp_path):
     assert sorted(found) == [1, 2] and all(0 < loss < 50 for loss in found.values())
 
 
+def test_flags(trained, shapes, tmp_path):
+    # mmengine refuses --amp without an accelerator, though its autocast and scaler run on a CPU too.
+    script = tmp_path / "train_on_cpu.py"
+    script.write_text(
+        "import runpy\n"
+        "import mmengine.optim.optimizer.amp_optimizer_wrapper as amp\n"
+        "amp.is_cuda_available = lambda: True\n"
+        f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
+    )
+    run(script, CONFIG, "--amp", "--work-dir", tmp_path, *options(shapes, 2), "optim_wrapper.dtype=bfloat16")
+    assert sorted(losses(tmp_path)) == [1, 2]
+    work_dir, _, reached = trained
+    test = [TOOLS / "test.py", CONFIG, work_dir / f"iter_{reached + 2}.pth", "--work-dir", tmp_path]
+    run(*test, "--show-dir", tmp_path / "shown", *options(shapes, 4))
+    # Ground truth beside predictions.
+    shown = {path.name: Image.open(path).size for path in (tmp_path / "shown").rglob("vis_image/*.png")}
+    sizes = [Image.open(path).size for path in sorted((shapes / "val").glob("*.jpg"))]
+    assert shown == {f"test_{i:06}.jpg_{i}.png": (2 * w, h) for i, (w, h) in enumerate(sizes, start=1)}
+
+
 def test_two_processes(shapes, tmp_path):
     # mmengine's launcher names a CUDA device even where there is none and gloo is asked for.
     script = tmp_path / "train_on_cpu.py"

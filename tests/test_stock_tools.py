@@ -130,6 +130,53 @@ def test_inferencer_on_a_jpeg(trained, shapes, tmp_path):
     assert (tmp_path / "vis" / image.name).stat().st_size > 0
 
 
+def test_flags_of_training(shapes, tmp_path):
+    # mmengine refuses --amp without an accelerator, though its autocast and scaler run on a CPU too.
+    script = tmp_path / "train_on_cpu.py"
+    script.write_text(
+        "import runpy\n"
+        "import mmengine.optim.optimizer.amp_optimizer_wrapper as amp\n"
+        "amp.is_cuda_available = lambda: True\n"
+        f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
+    )
+    flags = ["--amp", "--auto-scale-lr", "--work-dir", tmp_path]
+    output = run(script, CONFIG, *flags, *options(shapes, 1), "optim_wrapper.dtype=bfloat16")
+    # Batches of 4 where the config was made for 2: twice its rate, of which the warm-up's first step takes a hundredth.
+    assert "Scaling the original LR by 2.0" in output
+    entries = losses(tmp_path)
+    assert len(entries) == 3 and all(0 < entry["loss"] < 200 for entry in entries)
+    assert entries[0]["lr"] == pytest.approx(2 * 5e-4 * 0.01)
+    assert "AmpOptimWrapper" in next(tmp_path.glob("*/vis_data/config.py")).read_text()
+
+
+def test_flags_of_testing(trained, shapes, tmp_path):
+    import pickle
+
+    from PIL import Image
+
+    work_dir, _ = trained
+    flags = ["--tta", "--out", tmp_path / "out.pkl", "--show-dir", tmp_path / "shown", "--work-dir", tmp_path]
+    output = run(TOOLS / "test.py", CONFIG, work_dir / "epoch_2.pth", *flags, *options(shapes, 2))
+    assert "coco/bbox_mAP" in output
+    dumped = pickle.loads((tmp_path / "out.pkl").read_bytes())
+    assert len(dumped) == 4 and all(len(sample["pred_instances"]["bboxes"]) > 0 for sample in dumped)
+    # Ground truth beside predictions.
+    shown = {path.name: Image.open(path).size for path in (tmp_path / "shown").glob("*.jpg")}
+    sizes = {path.name: Image.open(path).size for path in (shapes / "val").glob("*.jpg")}
+    assert shown == {name: (2 * width, height) for name, (width, height) in sizes.items()}
+
+
+def test_any_coco_json_needs_its_folder_alone(shapes, tmp_path):
+    config = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-1500it_any-coco-json.py"
+    short = [f"data_root={shapes}", "start_from=None", "train_cfg.max_iters=2", "train_cfg.val_interval=2"]
+    short += ["default_hooks.logger.interval=1", "default_hooks.checkpoint.interval=2"]
+    output = run(TOOLS / "train.py", config, "--work-dir", tmp_path, "--cfg-options", *short)
+    assert "6 classes (circle, square, triangle, star, ring, cross)" in output and "coco/bbox_mAP" in output
+    assert [entry["step"] for entry in losses(tmp_path)] == [1, 2]
+    output = run(TOOLS / "test.py", config, tmp_path / "iter_2.pth", "--work-dir", tmp_path, "--cfg-options", *short)
+    assert "coco/bbox_mAP" in output
+
+
 def test_two_processes(shapes, tmp_path):
     # mmengine's launcher names a CUDA device even where there is none and gloo is asked for.
     script = tmp_path / "train_on_cpu.py"

@@ -17,7 +17,7 @@ from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
 from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
-from backbones.integrations import annotation_check  # noqa: F401  registers its hook
+from backbones.integrations import annotation_check, coco_json  # noqa: F401  register a hook and a runner
 from backbones.ops import deformable_attention
 
 # OneDL's mmengine reads a file that torch refuses a second time, after a warning, and runs what is in it, be it for

@@ -27,4 +27,6 @@ optim_wrapper = dict(
             'mixer.freq': dict(lr_mult=0.1, decay_mult=0.0),
             '.mixer.D': dict(lr_mult=0.1, decay_mult=0.0),
         }))
+# `--auto-scale-lr` asks for this key, which the stock DINO leaves out.
+auto_scale_lr = dict(enable=False)
 custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='DeformableAttentionHook')]
