@@ -5,6 +5,7 @@ in order of preference. The ``backend`` argument of an operation, or its environ
 forced backend that cannot run raises with its reason, only the automatic choice falls through.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -66,6 +67,21 @@ class Operation:
         """
         return self.backends[_select(self.name, device_type, requested)]
 
+    def run(self, requested: str | None, *arguments):
+        """Runs the operation on the device of its first argument, outside of autocast.
+
+        Each backend says itself what it computes in, at least fp32 where sums are long, and autocast would cast inside
+        of it. Backward runs as ever behind the context of autocast.
+
+        Args:
+            requested: As of `select`.
+            *arguments: As the backends take them.
+        """
+        device_type = arguments[0].device.type
+        backend = self.select(device_type, requested)
+        with without_autocast(device_type):
+            return backend.run(*arguments)
+
     def _choose(self, device_type: str, requested: str | None, environment: str | None) -> str:
         name, source = (requested, "backend=") if requested else (environment, f"{self.environment}=")
         if name is not None:
@@ -91,6 +107,14 @@ class Operation:
 
 
 _operations: dict[str, Operation] = {}
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A context in which operations on a device compute in the dtypes that they are given."""
+    # Shapes alone have no dtype to compute in, and no autocast.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 # Tracing keeps the answer as a constant, so that a compiled graph neither reads the environment nor logs. That is

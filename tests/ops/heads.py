@@ -34,8 +34,8 @@ def check(operation, values, device, backend, tolerance=None):
         assert_close(actual, grad, f"gradient of {name}", tolerance, floor=0.2)
 
 
-def running(operation):
-    """(device, backend) of all that can run here, the others marked with their reason."""
+def running(operation, reference=False):
+    """(device, backend) of all that can run here, the others marked with their reason; the definition on request."""
     import pytest
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -48,5 +48,5 @@ def running(operation):
         )
         for device in devices
         for name, backend in operation.backends.items()
-        if name != "reference"
+        if reference or name != "reference"
     ]

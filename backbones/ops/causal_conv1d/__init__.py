@@ -45,4 +45,4 @@ def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str 
             "needs x (b, l, d), weight (d, 1, k) and bias (d,), got "
             f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    return CAUSAL_CONV1D.select(x.device.type, backend).run(x, weight.to(x.dtype), bias.to(x.dtype))
+    return CAUSAL_CONV1D.run(backend, x, weight.to(x.dtype), bias.to(x.dtype))

@@ -57,8 +57,7 @@ def decay_attention(
         RuntimeError: The named backend cannot run here.
     """
     check_heads(q, k, v, decay, freq)
-    run = DECAY_ATTENTION.select(q.device.type, backend).run
-    return run(q, k, v, decay, freq, float(rope_scale), float(delta_scale), causal)
+    return DECAY_ATTENTION.run(backend, q, k, v, decay, freq, float(rope_scale), float(delta_scale), causal)
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor) -> None:

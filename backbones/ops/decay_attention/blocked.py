@@ -129,8 +129,12 @@ def blocked_decay_attention(
     causal: bool,
 ) -> Tensor:
     """See `decay_attention`."""
+    dtype = q.dtype
+    if dtype == torch.float16:
+        # A product of queries and keys may be larger than fp16 goes, though its decayed weight is not.
+        q, k, v = q.float(), k.float(), v.float()
     q = rotate_pairs(q, freq, rope_scale) * q.shape[-1] ** -0.5
     k = rotate_pairs(k, freq, rope_scale)
     decay = decay.to(torch.promote_types(decay.dtype, torch.promote_types(q.dtype, torch.float32))) / delta_scale
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    return _attend(q, k, v, decay, causal).transpose(1, 2)
+    return _attend(q, k, v, decay, causal).transpose(1, 2).to(dtype)

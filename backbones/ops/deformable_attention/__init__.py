@@ -63,5 +63,4 @@ def deformable_attention(
             f"needs value (b, {tokens}, h, v), locations (b, q, h, {len(shapes)}, points, 2) and weights like them "
             f"without the last, got {tuple(value.shape)}, {tuple(locations.shape)} and {tuple(weights.shape)}"
         )
-    run = DEFORMABLE_ATTENTION.select(value.device.type, backend).run
-    return run(value, shapes, locations, weights)
+    return DEFORMABLE_ATTENTION.run(backend, value, shapes, locations, weights)

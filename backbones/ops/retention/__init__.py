@@ -52,4 +52,4 @@ def retention(
         RuntimeError: The named backend cannot run here.
     """
     check_heads(q, k, v, decay, freq)
-    return RETENTION.select(q.device.type, backend).run(q, k, v, decay, freq, float(rope_scale), float(delta_scale))
+    return RETENTION.run(backend, q, k, v, decay, freq, float(rope_scale), float(delta_scale))

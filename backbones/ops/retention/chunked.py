@@ -15,6 +15,10 @@ def chunked_retention(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor, rope_scale: float, delta_scale: float
 ) -> Tensor:
     """See `retention`."""
+    dtype = q.dtype
+    if dtype == torch.float16:
+        # The sums over a chunk, and the state that they add up to, may be larger than fp16 goes.
+        q, k, v = q.float(), k.float(), v.float()
     length, work = q.shape[1], torch.promote_types(decay.dtype, torch.float32)
     chunk = min(CHUNK, length)
     decay = decay.to(work)[:, None] / delta_scale
@@ -43,4 +47,4 @@ def chunked_retention(
         own = torch.matmul(torch.matmul(q_, k_.transpose(-1, -2)) * within.to(q_.dtype), v_)
         carried = torch.matmul(q_ * since_start.to(q_.dtype), torch.stack(before).to(q_.dtype))
         out.append((own + carried).permute(1, 0, 3, 2, 4).flatten(1, 2))
-    return torch.cat(out, dim=1)[:, :length]
+    return torch.cat(out, dim=1)[:, :length].to(dtype)

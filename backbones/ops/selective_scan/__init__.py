@@ -74,8 +74,8 @@ def defocus_scan(
         RuntimeError: The named backend cannot run here.
     """
     _check(u, dt, A, B, C, D, z, freq, dt_bias, norm_group_dims)
-    run = DEFOCUS_SCAN.select(u.device.type, backend).run
-    return run(u, dt, A, B, C, D, z, freq, dt_bias, float(rope_scale), float(delta_scale), norm_group_dims)
+    scales = (float(rope_scale), float(delta_scale), norm_group_dims)
+    return DEFOCUS_SCAN.run(backend, u, dt, A, B, C, D, z, freq, dt_bias, *scales)
 
 
 def _check(u, dt, A, B, C, D, z, freq, dt_bias, norm_group_dims):

@@ -6,7 +6,6 @@ memory, as in the released code, which makes this the backend to compare the spe
 
 import importlib.util
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,15 +40,14 @@ def mamba_ssm_defocus_scan(
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     out_dtype = u.dtype
-    with torch.autocast(u.device.type, enabled=False):
-        u, dt, z, A, D, freq, dt_bias = (x.float() for x in (u, dt, z, A, D, freq, dt_bias))
-        delta = F.softplus(dt + dt_bias) / delta_scale
-        B, C = (rotate_states(x, freq, rope_scale) for x in (B, C))
-        # Their layout is (b, d, l) for sequences and (b, groups, n, l) for B and C.
-        u_, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
-        y = selective_scan_fn(u_, delta, A.contiguous(), B[:, None], C[:, None]).transpose(1, 2)
-        y = group_rms_norm(y, norm_group_dims) + D * u
-        return (y * F.silu(z)).to(out_dtype)
+    u, dt, z, A, D, freq, dt_bias = (x.float() for x in (u, dt, z, A, D, freq, dt_bias))
+    delta = F.softplus(dt + dt_bias) / delta_scale
+    B, C = (rotate_states(x, freq, rope_scale) for x in (B, C))
+    # Their layout is (b, d, l) for sequences and (b, groups, n, l) for B and C.
+    u_, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
+    y = selective_scan_fn(u_, delta, A.contiguous(), B[:, None], C[:, None]).transpose(1, 2)
+    y = group_rms_norm(y, norm_group_dims) + D * u
+    return (y * F.silu(z)).to(out_dtype)
 
 
 def mamba_ssm_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
