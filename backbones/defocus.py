@@ -1,6 +1,7 @@
 """The De-focus backbone: image to tokens to sequence to blocks to maps."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class DefocusBackbone(nn.Module):
             pre-training.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         out_indices: Blocks whose output becomes a map; negative ones count from the end. The last block's map
-            passes through the final norm. Blocks after the last one named are not run.
+            passes through the final norm. Blocks after the last one named are not run, and not trainable.
         frozen_stages: -1 freezes nothing; k ≥ 0 freezes patch embedding, class token and the first k blocks
             (with all blocks, the final norm too).
         with_cp: Recompute each block in backward instead of keeping its activations.
@@ -46,6 +47,7 @@ class DefocusBackbone(nn.Module):
 
     Raises:
         ValueError: An argument outside its range; the message names the range.
+        TypeError: An argument of another type.
     """
 
     block: type[nn.Module]
@@ -80,6 +82,9 @@ class DefocusBackbone(nn.Module):
             raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
         if not -1 <= frozen_stages <= depth:
             raise ValueError(f"frozen_stages must be -1 (none) to {depth} (all blocks), got {frozen_stages}")
+        patch_size = _whole("patch_size", patch_size)
+        if patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1, got {patch_size}")
         self.embed_dims = embed_dims
         self.patch_size = patch_size
         self.section = _section_in_tokens(section_size, patch_size)
@@ -98,6 +103,10 @@ class DefocusBackbone(nn.Module):
         # grows with every block.
         nn.init.trunc_normal_(self.patch_embed.projection.bias, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+        # What never runs gets no gradient, for which DistributedDataParallel would wait.
+        unused = self.blocks[self.out_indices[-1] + 1 :]
+        for module in (*unused, self.norm) if len(unused) else ():
+            module.requires_grad_(False)
         self._freeze()
 
     @property
@@ -151,6 +160,8 @@ class DefocusBackbone(nn.Module):
             ValueError: ``x`` has another shape.
         """
         in_channels = self.patch_embed.projection.in_channels
+        if x.ndim == 4 and x.shape[0] == 0:
+            raise ValueError(f"the batch is empty: got images {tuple(x.shape)}")
         if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
             raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
         section = self.section or (1, 1)
@@ -239,10 +250,19 @@ class DefocusRetNet(DefocusBackbone, block=RetNetBlock):
     """De-focus RetNet (eq. 4). ``arch``: "base", or the fields of `mixers.retnet.RetNetArch`."""
 
 
+def _whole(name: str, value) -> int:
+    """``value`` as an int: of Python, numpy, or whatever else counts."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} takes whole numbers, as 224, got {value!r}") from None
+
+
 def _section_in_tokens(section_size, patch_size: int) -> tuple[int, int] | None:
     if section_size is None:
         return None
-    sides = (section_size, section_size) if isinstance(section_size, int) else tuple(section_size)
+    sides = tuple(section_size) if isinstance(section_size, Iterable) else (section_size, section_size)
+    sides = tuple(_whole("section_size", side) for side in sides)
     if len(sides) != 2 or any(side < patch_size or side % patch_size for side in sides):
         raise ValueError(
             f"section_size must be one or two positive multiples of patch_size={patch_size}, got {section_size}"
@@ -251,7 +271,8 @@ def _section_in_tokens(section_size, patch_size: int) -> tuple[int, int] | None:
 
 
 def _resolve_out_indices(out_indices, depth: int) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
+    indices = tuple(_whole("out_indices", index) for index in indices)
     if not indices or any(not -depth <= i < depth for i in indices):
         raise ValueError(f"out_indices must be one or more of {-depth}..{depth - 1}, got {out_indices}")
     resolved = tuple(i % depth for i in indices)

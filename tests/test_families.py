@@ -1,5 +1,6 @@
 """What every family promises, whatever mixes its tokens."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,6 +140,43 @@ def test_non_causal_vit_sees_everything():
     with torch.no_grad():
         before, after = (model(x)[0].flatten(2) for x in (image, changed))
     assert (before != after).any(1).all()
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 1), (0, 2), (-1,)])
+def test_what_is_trainable_gets_a_gradient(build, out_indices):
+    """DistributedDataParallel waits for each trainable parameter's gradient."""
+    model = build(arch=TINY[build().__class__.__name__] | dict(depth=3), out_indices=out_indices)
+    state = set(model.state_dict())
+    for _ in range(2):
+        model.train().zero_grad()
+        sum(m.square().sum() for m in model(torch.randn(2, 3, 40, 50))).backward()
+        parameters = dict(model.named_parameters())
+        assert [name for name, p in parameters.items() if p.requires_grad and p.grad is None] == []
+    # What runs is trainable, and what is not stays in checkpoints.
+    last = model.out_indices[-1]
+    assert all(p.requires_grad for block in model.blocks[: last + 1] for p in block.parameters())
+    assert not any(p.requires_grad for block in model.blocks[last + 1 :] for p in block.parameters())
+    assert model.norm.weight.requires_grad == (last == 2) and set(parameters) == state
+
+
+def test_numbers_of_other_libraries_and_none(build):
+    model = build(section_size=np.int64(32), patch_size=np.int32(16), out_indices=np.array([0, 1]))
+    assert model.section == (2, 2) and model.out_indices == (0, 1) and len(model(torch.randn(1, 3, 40, 50))) == 2
+    for arguments, message in [
+        (dict(section_size=224.0), r"section_size takes whole numbers, as 224, got 224\.0"),
+        (dict(section_size=(32, None)), "section_size takes whole numbers, as 224, got None"),
+        (dict(out_indices=None), "out_indices takes whole numbers, as 224, got None"),
+        (dict(out_indices=[0.5]), r"out_indices takes whole numbers, as 224, got 0\.5"),
+        (dict(patch_size="16"), "patch_size takes whole numbers, as 224, got '16'"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            build(**arguments)
+    with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
+        build(patch_size=0)
+    with pytest.raises(ValueError, match=r"the batch is empty: got images \(0, 3, 32, 32\)"):
+        build()(torch.zeros(0, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"H and W at least 1, got \(1, 3, 0, 32\)"):
+        build()(torch.zeros(1, 3, 0, 32))
 
 
 @pytest.mark.parametrize(
