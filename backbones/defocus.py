@@ -1,7 +1,7 @@
 """The De-focus backbone: image to tokens to sequence to blocks to maps."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class DefocusBackbone(nn.Module):
     """
 
     block: type[nn.Module]
+    # As in the released detectors; the released classifiers have others.
+    projection_name = "projection"
+    norm_eps = 1e-5
 
     def __init_subclass__(cls, block: type[nn.Module] | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -92,21 +95,18 @@ class DefocusBackbone(nn.Module):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
+        self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, self.projection_name)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
         self.blocks = nn.ModuleList(
             self.block(sizes, rate, rope_scale, delta_scale, **mixer) for rate in drop_path_rates(drop_path_rate, depth)
         )
-        self.norm = LayerNorm(embed_dims, eps=1e-5)
-        nn.init.trunc_normal_(self.patch_embed.projection.weight, std=0.02)
+        self.norm = LayerNorm(embed_dims, eps=self.norm_eps)
+        nn.init.trunc_normal_(self.patch_embed.conv.weight, std=0.02)
         # Not zero: a token of padding would be the zero vector, where RMSNorm's gradient is 1 / sqrt(eps) = 316 and
         # grows with every block.
-        nn.init.trunc_normal_(self.patch_embed.projection.bias, std=0.02)
+        nn.init.trunc_normal_(self.patch_embed.conv.bias, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        # What never runs gets no gradient, for which DistributedDataParallel would wait.
-        unused = self.blocks[self.out_indices[-1] + 1 :]
-        for module in (*unused, self.norm) if len(unused) else ():
-            module.requires_grad_(False)
+        self.freeze_after(self.out_indices[-1])
         self._freeze()
 
     @property
@@ -137,7 +137,7 @@ class DefocusBackbone(nn.Module):
     def forward_maps(self, x: Tensor, out_indices: tuple[int, ...]) -> tuple[Tensor, ...]:
         """As `forward`, with other blocks: ``out_indices`` ascending and none negative."""
         sequence, grid = self.tokenize(x)
-        return tuple(grid.to_map(features) for features in self._run_to(sequence, out_indices))
+        return tuple(grid.to_map(features) for features in self.run_to(sequence, out_indices))
 
     def forward_sequence(self, x: Tensor) -> Tensor:
         """All tokens after the last block and the final norm, `(b, l, embed_dims)`, the class token last.
@@ -159,7 +159,7 @@ class DefocusBackbone(nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        in_channels = self.patch_embed.projection.in_channels
+        in_channels = self.patch_embed.conv.in_channels
         if x.ndim == 4 and x.shape[0] == 0:
             raise ValueError(f"the batch is empty: got images {tuple(x.shape)}")
         if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
@@ -188,12 +188,24 @@ class DefocusBackbone(nn.Module):
         for block, block_rate in zip(self.blocks, drop_path_rates(rate, len(self.blocks)), strict=True):
             block.drop_path.drop_prob = block_rate
 
-    def _run_to(self, x: Tensor, out_indices: tuple[int, ...]):
-        """Yields the sequence `(b, l, embed_dims)` after each out index."""
+    def run_to(self, x: Tensor, out_indices: Sequence[int]) -> Iterator[Tensor]:
+        """Yields the sequence `(b, l, embed_dims)` after each of ``out_indices``, ascending, from `tokenize`'s on.
+
+        After the last block it has passed the final norm.
+        """
         start = 0
         for index in out_indices:
             x, start = self.run_blocks(x, start, index + 1), index + 1
             yield self.norm(x) if start == len(self.blocks) else x.to(self.norm.weight.dtype)
+
+    def freeze_after(self, index: int) -> None:
+        """Makes untrainable what does not run where the last map is that of block ``index``.
+
+        It would get no gradient, for which DistributedDataParallel waits.
+        """
+        if index < len(self.blocks) - 1:
+            for module in (*self.blocks[index + 1 :], self.norm):
+                module.requires_grad_(False)
 
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`, but what is frozen stays in eval mode."""

@@ -96,7 +96,7 @@ class InteractionAdapter(Adapter):
             in_channels=net.embed_dims,
             num_groups=len(net.out_indices),
             patch_size=net.patch_size,
-            image_channels=net.patch_embed.projection.in_channels,
+            image_channels=net.patch_embed.conv.in_channels,
         )
 
     def check(self, net: DefocusBackbone) -> None:

@@ -80,7 +80,9 @@ def _with_init_cfg(family: type[defocus.DefocusBackbone]) -> type:
 
 
 for _family in defocus.FAMILIES.values():
-    MODELS.register_module(module=_with_init_cfg(_family))
+    # Under its name here, by which pickle finds it.
+    globals()[_family.__name__] = _with_init_cfg(_family)
+    MODELS.register_module(module=globals()[_family.__name__])
 for _adapter in (adapters.SimpleFPN, adapters.TapPyramid, adapters.InteractionAdapter):
     MODELS.register_module(module=_adapter)
 

@@ -11,16 +11,22 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from backbones.checkpoints import weights_of
-from backbones.classifier import DefocusClassifier
-from backbones.defocus import FAMILIES, DefocusBackbone
+from backbones.checkpoints.read import harmless_classes
+from backbones.classifier import CLASSIFIERS, DefocusClassifier
+from backbones.defocus import FAMILIES
 
 _RELEASE = "https://github.com/OpenGVLab/De-focus-Attention-Networks/releases/download/v1.0/"
 _WEIGHTS = {
     "defocus_mamba_base": dict(url=_RELEASE + "defocus_mamba_base_cls.pth"),
-    # 384 pixels after pre-training at 192: the two scales of the phase and the step sizes.
     "defocus_mamba_large": dict(url=_RELEASE + "defocus_mamba_large_cls_1k.pth", input_size=(3, 384, 384)),
 }
-_SETTINGS = {"defocus_mamba_large": dict(head="mlp", rope_scale=4.0, delta_scale=2.0)}
+_SETTINGS = {"defocus_mamba_large": dict(head="mlp")}
+# The released weights were pre-trained at 192 pixels and tuned at 384.
+_PRETRAINED_SETTINGS = {"defocus_mamba_large": dict(rope_scale=4.0, delta_scale=2.0)}
+
+# timm reads what it downloads with torch.load's default. This lets the plain data pass that the released files and
+# timm's own hold beside their weights, such as the arguments of the script.
+torch.serialization.add_safe_globals(harmless_classes())
 
 
 class TimmDefocus(DefocusClassifier):
@@ -31,34 +37,32 @@ class TimmDefocus(DefocusClassifier):
     they agree. In evaluation it gives the class token's logits.
 
     Args:
-        family: Name of the family, as "DefocusMamba".
+        *args: As of the family.
         num_classes: Outputs, 0 for features.
         in_chans: Channels of the image.
-        head: "linear" or "mlp".
         drop_rate: Dropout before the heads.
         global_pool: "token" only: the class token is what the heads were made for; "" gives all tokens.
-        **backbone: As the family's own arguments, which rejects unknown ones.
+        **classifier: As of `DefocusClassifier` and the family, which reject unknown ones.
     """
 
     def __init__(
         self,
-        family: str,
+        *args,
         num_classes: int = 1000,
         in_chans: int = 3,
-        head: str = "linear",
         drop_rate: float = 0.0,
         global_pool: str = "token",
-        **backbone,
+        **classifier,
     ):
         if global_pool not in ("token", ""):
             raise ValueError(f"global_pool must be 'token' or '' (no pooling, all tokens), got {global_pool!r}")
-        super().__init__(FAMILIES[family](in_channels=in_chans, **backbone), num_classes, head)
-        self.num_features = self.head_hidden_size = self.embed_dim = self.backbone.embed_dims
+        super().__init__(*args, in_channels=in_chans, num_classes=num_classes, **classifier)
+        self.num_features = self.head_hidden_size = self.embed_dim = self.embed_dims
         self.global_pool = global_pool
         self.head_drop = nn.Dropout(drop_rate)
         self.feature_info = [
-            dict(num_chs=self.num_features, reduction=self.backbone.patch_size, module=f"backbone.blocks.{i}")
-            for i in range(len(self.backbone.blocks))
+            dict(num_chs=self.num_features, reduction=self.patch_size, module=f"blocks.{i}")
+            for i in range(len(self.blocks))
         ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -97,28 +101,37 @@ class TimmDefocus(DefocusClassifier):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        taken, _ = feature_take_indices(len(self.backbone.blocks), indices)
-        last = len(self.backbone.blocks) - 1
-        maps = dict(zip(sorted(set(taken)), self.backbone.forward_maps(x, tuple(sorted(set(taken)))), strict=True))
+        last = len(self.blocks) - 1
+        taken, _ = feature_take_indices(last + 1, indices)
+        # One pass gives maps and tokens: with stochastic depth a second one would be of another network.
+        whole = not (intermediates_only or stop_early)
+        steps = sorted({*taken, last} if whole else {*taken})
+        sequence, grid = self.tokenize(x)
+        features = dict(zip(steps, self.run_to(sequence, steps), strict=True))
+        maps = {i: grid.to_map(features[i]) for i in taken}
         if norm:
             for i in maps.keys() - {last}:
-                maps[i] = self.backbone.norm(maps[i].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                maps[i] = self.norm(maps[i].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         intermediates = [maps[i] for i in taken]
-        if intermediates_only or stop_early:
-            return intermediates if intermediates_only else (maps[max(taken)], intermediates)
-        return self.forward_features(x), intermediates
+        if intermediates_only:
+            return intermediates
+        return features[last] if whole else maps[max(taken)], intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the heads, which maps do not need; blocks after the last map are not run in any case.
+        """Removes the heads, which maps do not need; blocks after the last map are not run, and no longer trainable.
 
         Returns:
             The indices, none negative.
         """
         if prune_head:
             self.reset_classifier(0)
-        return feature_take_indices(len(self.backbone.blocks), indices)[0]
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        self.freeze_after(last)
+        if not prune_norm:
+            self.norm.requires_grad_(True)
+        return taken
 
     def get_classifier(self) -> nn.Module:
         """The head on the class token."""
@@ -132,17 +145,13 @@ class TimmDefocus(DefocusClassifier):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in backward, or not."""
-        self.backbone.with_cp = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that should not decay."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        self.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Groups for layer-wise learning-rate decay."""
         return dict(
-            stem=r"^backbone\.(?:cls_token|patch_embed)",
-            blocks=[(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.norm", (99999,))],
+            stem=r"^(?:cls_token|patch_embed)",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         )
 
 
@@ -155,23 +164,32 @@ def _variants():
     """(timm's name, family, arch) of every row in every family's table."""
     for name, family in FAMILIES.items():
         for arch in family.block.archs:
-            yield f"defocus_{name.removeprefix('Defocus').lower()}_{arch}", family, arch
+            yield f"defocus_{name.removeprefix('Defocus').lower()}_{arch}", name, arch
 
 
-def _entry_point(name: str, family: type[DefocusBackbone], arch: str):
+# Family to timm's model: `TimmDefocusMamba` and so on.
+MODELS: dict[str, type[TimmDefocus]] = {}
+for _family, _classifier in CLASSIFIERS.items():
+    _members = {"__module__": __name__, "__doc__": f"`{_family}` as a `TimmDefocus`."}
+    MODELS[_family] = globals()[f"Timm{_family}"] = type(f"Timm{_family}", (TimmDefocus, _classifier), _members)
+
+
+def _entry_point(name: str, family: str, arch: str):
     def create(pretrained: bool = False, **kwargs):
-        settings = dict(family=family.__name__, arch=arch, **_SETTINGS.get(name, {})) | kwargs
+        settings = dict(arch=arch, **_SETTINGS.get(name, {}))
+        if pretrained:
+            settings |= _PRETRAINED_SETTINGS.get(name, {})
         return build_model_with_cfg(
-            TimmDefocus,
+            MODELS[family],
             name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg=dict(out_indices=(-1,), feature_cls="getter"),
-            **settings,
+            **(settings | kwargs),
         )
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{family.__name__}, {arch}."
+    create.__doc__ = f"{family}, {arch}."
     return create
 
 
@@ -186,8 +204,9 @@ default_cfgs = generate_default_cfgs(
             interpolation="bicubic",
             mean=IMAGENET_DEFAULT_MEAN,
             std=IMAGENET_DEFAULT_STD,
-            first_conv="backbone.patch_embed.projection",
-            classifier=("head", "head2"),
+            first_conv="patch_embed.proj",
+            # The last layer of each head, which has the classes.
+            classifier=("head.2", "head2.2") if "head" in _SETTINGS.get(name, {}) else ("head", "head2"),
         )
         | _WEIGHTS.get(name, {})
         for name, _, _ in _variants()

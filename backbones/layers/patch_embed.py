@@ -11,14 +11,21 @@ class PatchEmbed(nn.Module):
         in_channels: Channels of the image.
         embed_dims: Channels of an embedding.
         patch_size: Side of a patch in pixels.
+        name: What the convolution is called in checkpoints.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, name: str = "projection"):
         super().__init__()
-        self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
+        self.name = name
+        self.add_module(name, nn.Conv2d(in_channels, embed_dims, patch_size, patch_size))
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution, whatever it is called."""
+        return getattr(self, self.name)
 
     def forward(self, x: Tensor, multiple: tuple[int, int]) -> Tensor:
         """Embeds `(b, c, H, W)`, its sides first padded to ``multiple``, as `(b, h, w, embed_dims)`."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % multiple[1], 0, -height % multiple[0]))
-        return self.projection(x.to(self.projection.weight.dtype)).permute(0, 2, 3, 1)
+        return self.conv(x.to(self.conv.weight.dtype)).permute(0, 2, 3, 1)

@@ -1,5 +1,6 @@
 """The registered classes, built the way mmdet and mmseg build them."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -161,6 +162,23 @@ def test_mmengine_runs_nothing_that_is_in_a_file(tmp_path):
     buffer = HistoryBuffer([1.0], [1])
     torch.save({"state_dict": model.state_dict(), "loss": buffer, "x": np.float64(3)}, tmp_path / "good.pth")
     assert load_checkpoint(model, str(tmp_path / "good.pth"), "cpu")["loss"].mean() == 1.0
+
+
+@pytest.mark.parametrize("family", backbones.defocus.FAMILIES)
+def test_registered_backbones_are_copied_and_pickled(family):
+    arch = dict(DefocusMamba=TINY, DefocusViT=dict(embed_dims=32, depth=1, num_heads=2)).get(family)
+    arch = arch or dict(embed_dims=32, depth=1, num_heads=2, value_dims=32, ffn_dims=32)
+    net = MODELS.build(dict(type=family, arch=arch, init_cfg=dict(type="Pretrained", checkpoint="x.pth")))
+    adapted = MODELS.build(
+        dict(type="AdaptedBackbone", net=dict(type=family, arch=arch), adapter=dict(type="SimpleFPN"))
+    )
+    image = torch.randn(1, 3, 32, 32)
+    for model in (net, adapted):
+        assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert type(copied) is type(model)
+            assert all(torch.equal(a, b) for a, b in zip(copied(image), model(image), strict=True))
+    assert pickle.loads(pickle.dumps(net)).init_cfg == net.init_cfg
 
 
 def test_missing_checkpoint_is_one_clear_error():
