@@ -1,6 +1,5 @@
 """Our runner, and the scripts of Detectron2's and detrex' checkouts, on our configs and a few drawn images."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,10 +13,14 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed (build it from its source)")
 
+from detectron2.config import LazyConfig
+
 from tests.detectron2_checkouts import detectron2_root, detrex_root
+from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
+train_detectron2 = load_tool("train_detectron2")
 RUNNER = Path("tools/train_detectron2.py").resolve()
 CONFIGS = Path("detectron2_projects").resolve()
 MASK_RCNN = CONFIGS / "rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
@@ -25,11 +28,9 @@ MASK_RCNN = CONFIGS / "rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("make_shapes", "tools/make_shapes.py")
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["make_shapes"] = tool
-    spec.loader.exec_module(tool)
-    return tool.make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=8, val=3, size=96, seed=0)
+    return load_tool("make_shapes").make_shapes(
+        tmp_path_factory.mktemp("data") / "shapes", train=8, val=3, size=96, seed=0
+    )
 
 
 def command(script, config, *options):
@@ -147,6 +148,40 @@ def test_runner_says_what_needs_a_gpu(shapes, tmp_path):
     options = [*small(shapes, tmp_path, 1), "train.device=cuda", "train.amp.enabled=True"]
     output = run(command(RUNNER, MASK_RCNN, *options))
     assert "there is no GPU: running on the CPU" in output and "mixed precision runs on CUDA alone" in output
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "train.max_itr=5",
+            r"'train\.max_itr' is nothing that this config has: train has no 'max_itr', but 'max_iter'",
+        ),
+        ("model.backbone.scale_factor=1", r"model\.backbone has no 'scale_factor', but 'scale_factors'"),
+        ("modl.x=1", r"the config has no 'modl', but 'model'"),
+        ("train.max_iter.x=1", r"train\.max_iter has no 'x'"),
+        ("nothing", "'nothing' is not of the form key=value"),
+        ("train.model_ema.enabled=True", "train has no 'model_ema'"),
+    ],
+)
+def test_overrides_that_do_nothing_are_refused(override, message):
+    with pytest.raises(ValueError, match=message):
+        train_detectron2.check_overrides(LazyConfig.load(str(MASK_RCNN)), [override])
+
+
+def test_overrides_that_do_something_are_taken():
+    config = LazyConfig.load(str(MASK_RCNN))
+    # A value, an argument left at its default, a new key on request, an item of a list.
+    overrides = ["train.max_iter=5", "model.backbone.net.with_cp=True", "+train.mine=1", "model.pixel_mean[0]=1.0"]
+    train_detectron2.check_overrides(config, overrides)
+    config = LazyConfig.apply_overrides(config, overrides[:2])
+    assert config.train.max_iter == 5 and config.model.backbone.net.with_cp is True
+
+
+def test_a_moving_average_that_nobody_keeps_is_refused(shapes, tmp_path):
+    words = command(RUNNER, MASK_RCNN, *small(shapes, tmp_path, 1), "+train.model_ema.enabled=True")
+    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert result.returncode != 0 and "this program keeps no moving average" in result.stderr
 
 
 YAML_OPTIONS = (

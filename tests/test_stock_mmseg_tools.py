@@ -1,6 +1,5 @@
 """mmseg's own tools on a tiny config and a few drawn images: training, a kill, resuming, scoring, two processes."""
 
-import importlib.util
 import json
 import os
 import re
@@ -17,6 +16,8 @@ pytest.importorskip("mmseg", reason="mmseg is not installed")
 import mmseg
 from PIL import Image
 
+from tests.testing import load_tool
+
 pytestmark = pytest.mark.slow
 
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
@@ -26,12 +27,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("make_shapes", "tools/make_shapes.py")
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["make_shapes"] = tool
-    spec.loader.exec_module(tool)
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    tool.make_shapes(folder, train=8, val=3, size=96, seed=0)
+    load_tool("make_shapes").make_shapes(folder, train=8, val=3, size=96, seed=0)
     return folder
 
 

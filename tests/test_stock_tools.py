@@ -1,6 +1,5 @@
 """mmdet's own tools on our configs and a few drawn images: training, resuming, scoring, inference."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,8 @@ import torch
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 import mmdet
 
+from tests.testing import load_tool
+
 pytestmark = pytest.mark.slow
 
 TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
@@ -22,12 +23,8 @@ CONFIG = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py"
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("make_shapes", "tools/make_shapes.py")
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["make_shapes"] = tool
-    spec.loader.exec_module(tool)
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    tool.make_shapes(folder, train=12, val=4, size=112, seed=0)
+    load_tool("make_shapes").make_shapes(folder, train=12, val=4, size=112, seed=0)
     return folder
 
 

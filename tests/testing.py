@@ -1,5 +1,9 @@
 """How tests compare: one tolerance a dtype, the same everywhere."""
 
+import importlib.util
+import sys
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -23,6 +27,15 @@ def assert_close(
     tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
     error = relative_error(actual, truth, floor)
     assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e} ({actual.dtype})"
+
+
+def load_tool(name: str) -> ModuleType:
+    """A program of ``tools/`` as a module; other packages install a top-level ``tools``, too."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def load_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:

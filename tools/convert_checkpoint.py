@@ -4,6 +4,7 @@
 backbone (default)    a classifier, detector or segmentor to the backbone alone
 --class-map FILE      a 21K classifier to one over the classes whose rows FILE lists, one number a line
 --to detectron2       a detector of mmdet to Detectron2's names: backbone, simple pyramid, and DINO for detrex
+  --adapted             for a detector whose pyramid is our AdaptedBackbone, not SimpleFeaturePyramid
 --to mmdet            the same back; either way it says what it could not carry
 """
 
@@ -40,12 +41,15 @@ def main() -> None:
     parser.add_argument("--inspect", action="store_true", help="say what the file holds, write nothing")
     parser.add_argument("--class-map", type=Path, help="rows of the head to keep, one number a line, in class order")
     parser.add_argument("--to", choices=("detectron2", "mmdet"), help="the framework whose names to write")
+    parser.add_argument("--adapted", action="store_true", help="with --to detectron2: the pyramid is AdaptedBackbone's")
     parser.add_argument("--container", help="key of the weights in the file (default: a moving average if any)")
     parser.add_argument("--prefix", help="beginning of the backbone's names, for a file with several backbones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args()
     if args.to and args.class_map:
         parser.error("--to is for detectors, --class-map for classifiers: give one of them")
+    if args.adapted and args.to != "detectron2":
+        parser.error("--adapted goes with --to detectron2")
     if args.prefix is not None and (args.to or args.class_map):
         parser.error("--prefix is for the backbone alone: leave out --to and --class-map")
     if not args.inspect:
@@ -61,7 +65,7 @@ def main() -> None:
             return
         left = []
         if args.to:
-            out, left = to_detectron2(weights) if args.to == "detectron2" else to_mmdet(weights)
+            out, left = to_mmdet(weights) if args.to == "mmdet" else to_detectron2(weights, adapted=args.adapted)
         elif args.class_map:
             out = select_head_classes(weights, read_class_map(args.class_map))
         else:
@@ -105,7 +109,7 @@ def describe(checkpoint: dict, weights: dict, container: str | None) -> str:
         lines.append(f"no De-focus backbone; first names: {', '.join(list(weights)[:5])}")
     for prefix in found:
         backbone, left = backbone_from_checkpoint(weights, prefix)
-        family, sizes = describe_backbone(backbone)
+        family, sizes = describe_backbone({name: tuple(value.shape) for name, value in backbone.items()})
         where = f" under {prefix!r}" if prefix else ""
         lines.append(f"{family or 'unknown backbone'}{where}: {', '.join(f'{k}={v}' for k, v in sizes.items())}")
         values = sum(v.numel() for v in backbone.values()) / 1e6

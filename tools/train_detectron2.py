@@ -12,7 +12,10 @@ The pip package lacks them. This takes their flags, lazy configs (.py) and YAML 
 """
 
 import argparse
+import difflib
+import inspect
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -32,7 +35,8 @@ from detectron2.engine import (
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from backbones.integrations.detectron2 import register_coco_json
@@ -50,11 +54,63 @@ def main(arguments: argparse.Namespace) -> None:
         config.merge_from_list(arguments.opts)
         _run_yaml(config, arguments)
     else:
-        config = LazyConfig.apply_overrides(LazyConfig.load(arguments.config_file), arguments.opts)
+        config = LazyConfig.load(arguments.config_file)
+        check_overrides(config, arguments.opts)
+        config = LazyConfig.apply_overrides(config, arguments.opts)
         _run_lazy(config, arguments)
 
 
+def check_overrides(config: DictConfig, overrides: list[str]) -> None:
+    """Refuses to set what the config does not have, which Detectron2 would add without a word.
+
+    An argument of a callable that the config leaves at its default counts as there; ``+key=value`` adds any other key.
+
+    Raises:
+        ValueError: The key does nothing; the message names those that come near it.
+    """
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r} is not of the form key=value")
+        if name.startswith("+"):
+            continue
+        node, path = config, []
+        for part in filter(None, re.split(r"[.\[\]]", name.lstrip("~"))):
+            if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, DictConfig) and part in node:
+                # Without resolving what is interpolated.
+                node = node._get_node(part)
+            elif isinstance(node, DictConfig) and part in _arguments(node, part):
+                break
+            else:
+                known = [*map(str, node), *_arguments(node, "")] if isinstance(node, DictConfig) else []
+                near = ", ".join(map(repr, difflib.get_close_matches(part, known)))
+                raise ValueError(
+                    f"{name!r} is nothing that this config has: {'.'.join(path) or 'the config'} has no {part!r}"
+                    f"{f', but {near}' if near else ''}. Write +{override} to add it all the same"
+                )
+            path.append(part)
+
+
+def _arguments(node: DictConfig, name: str) -> list[str]:
+    """Names that the callable of a lazy call takes; ``name`` among them if it takes, or refuses by itself, any."""
+    target = node.get("_target_")
+    if isinstance(target, str):
+        target = locate(target)
+    try:
+        parameters = inspect.signature(target).parameters.values() if callable(target) else ()
+    except ValueError:  # builtins have no signature
+        return []
+    return [name if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters]
+
+
 def _run_lazy(config: DictConfig, arguments: argparse.Namespace) -> None:
+    if OmegaConf.select(config, "train.model_ema.enabled"):
+        raise ValueError(
+            "train.model_ema.enabled=True: this program keeps no moving average. detrex' tools/train_net.py does; here "
+            "say train.model_ema.enabled=False"
+        )
     notices = [] if torch.cuda.is_available() else _move_to_cpu(config)
     default_setup(config, arguments)
     for notice in notices:

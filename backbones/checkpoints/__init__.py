@@ -10,7 +10,7 @@ from backbones.checkpoints.convert import (
     weights_of,
 )
 from backbones.checkpoints.layouts import to_detectron2, to_mmdet
-from backbones.checkpoints.load import LoadReport, load_pretrained
+from backbones.checkpoints.load import LoadReport, check_shapes, load_pretrained
 from backbones.checkpoints.read import CheckpointError, read_checkpoint
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LoadReport",
     "backbone_from_checkpoint",
     "check_finite",
+    "check_shapes",
     "describe_backbone",
     "find_average",
     "find_backbones",

@@ -148,23 +148,19 @@ def _are(prefixes: list[str]) -> str:
     return f"{'is one' if len(prefixes) == 1 else f'are {len(prefixes)}'} under {listed}"
 
 
-def describe_backbone(backbone: Mapping[str, Tensor]) -> tuple[str, dict[str, int | float]]:
+def describe_backbone(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, int | float]]:
     """The family and the sizes of a backbone's weights, as its class and ``arch`` take them.
 
     Args:
-        backbone: What `backbone_from_checkpoint` returned.
+        shapes: Name to shape of what `backbone_from_checkpoint` returned.
 
     Returns:
         "DefocusMamba", "DefocusViT" or "DefocusRetNet", or "" for none that is known, and its sizes as far as they
         show.
     """
-    depth = len({name.split(".")[1] for name in backbone if name.startswith("blocks.")})
-    sizes = dict(embed_dims=backbone["cls_token"].shape[-1], depth=depth)
-    block = {
-        name.removeprefix("blocks.0."): tuple(value.shape)
-        for name, value in backbone.items()
-        if name.startswith("blocks.0.")
-    }
+    depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    sizes = dict(embed_dims=shapes["cls_token"][-1], depth=depth)
+    block = {name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
     if {"mixer.A_log", "mixer.dt_proj.weight", "mixer.conv1d.weight"} <= block.keys():
         inner, states = block["mixer.A_log"]
         sizes |= dict(inner_dims=inner, state_dims=states)

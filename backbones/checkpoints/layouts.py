@@ -3,11 +3,16 @@
 Carried are the backbone, the simple feature pyramid, and DINO between mmdet's and detrex's. Other heads have other
 parts in either framework, and are left out by name.
 
-| part     | mmdet                                      | Detectron2, detrex                    |
-| -------- | ------------------------------------------ | ------------------------------------- |
-| backbone | `backbone.*`                               | `backbone.net.*`                      |
-| pyramid  | `neck.fpn1.*`, `neck.lateral_convs.0.*`, … | `backbone.simfp_2.*`, …               |
-| DINO     | `encoder.*`, `decoder.*`, `bbox_head.*`, … | `transformer.*`, `class_embed.*`, …   |
+| part     | mmdet                                      | Detectron2, detrex                              |
+| -------- | ------------------------------------------ | ----------------------------------------------- |
+| backbone | `backbone.*`, adapted `backbone.net.*`     | `backbone.net.*`                                |
+| pyramid  | `neck.fpn1.*`, `neck.lateral_convs.0.*`, … | `backbone.simfp_2.*`, … or `backbone.adapter.*` |
+| adapters | `backbone.adapter.*`                       | `backbone.adapter.*`                            |
+| DINO     | `encoder.*`, `decoder.*`, `bbox_head.*`, … | `transformer.*`, `class_embed.*`, …             |
+
+"Adapted" is our `AdaptedBackbone`, which either framework has. `SimpleFPN` is a neck under mmdet; under Detectron2 it
+is that framework's own `SimpleFeaturePyramid` or the adapter of an `AdaptedBackbone`. The other adapters stand with
+their backbone in both.
 """
 
 import re
@@ -15,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from backbones.checkpoints.convert import backbone_from_checkpoint
+from backbones.checkpoints.convert import backbone_from_checkpoint, find_backbones
 from backbones.checkpoints.read import CheckpointError
 
 # Layers before the two convolutions of each scale, finest first: ×4 has a norm and an activation between its two
@@ -43,19 +48,22 @@ _DINO = (
     ("bbox_head.reg_branches.{}.2.", "bbox_embed.{}.layers.1."),
     ("bbox_head.reg_branches.{}.4.", "bbox_embed.{}.layers.2."),
 )
-_EMBEDDING = "patch_embed.projection.weight"
+_ADAPTER = "adapter."
 # detrex registers the heads of its detector once more in its decoder.
 _HEADS = ("class_embed.", "bbox_embed.")
 _SHARED = "transformer.decoder."
 
 
-def to_detectron2(weights: Mapping[str, Tensor], prefix: str = "backbone.net.") -> tuple[dict[str, Tensor], list[str]]:
+def to_detectron2(
+    weights: Mapping[str, Tensor], prefix: str = "backbone.net.", adapted: bool = False
+) -> tuple[dict[str, Tensor], list[str]]:
     """A detector of mmdet, a released classifier or a backbone in Detectron2's names.
 
     Args:
         weights: Name to tensor.
-        prefix: Where the detector has the backbone. The pyramid goes along if this ends in "net.", as
-            `SimpleFeaturePyramid` has it.
+        prefix: Where the detector has the backbone. The pyramid or the adapter goes along if this ends in "net.", as
+            `SimpleFeaturePyramid` and `AdaptedBackbone` have it.
+        adapted: Whether the detector's pyramid is our `AdaptedBackbone` with `SimpleFPN`, not `SimpleFeaturePyramid`.
 
     Returns:
         Detectron2's names to tensors, and the names that were left out.
@@ -66,11 +74,19 @@ def to_detectron2(weights: Mapping[str, Tensor], prefix: str = "backbone.net.") 
     if any("simfp_" in name for name in weights):
         raise CheckpointError("the checkpoint has Detectron2's names already (simfp_*)")
     backbone, others = backbone_from_checkpoint(weights)
-    patch_size = _patch_size(backbone)
     pyramid = {}
     if prefix.endswith("net."):
+        outer = prefix.removesuffix("net.")
+        (source,) = find_backbones(weights)
         scales = _scales_in_mmdet(weights)
-        pyramid = {ours: prefix.removesuffix("net.") + theirs for ours, theirs in _pyramid(scales, patch_size)}
+        adapter = source.removesuffix("net.") + _ADAPTER
+        if scales and not adapted:
+            pyramid = {ours: outer + theirs for ours, theirs in _pyramid(scales, _patch_size(backbone))}
+        elif scales or any(name.startswith("neck.resamples.") for name in others):
+            adapter = "neck."
+        for name in others:
+            if name.startswith(adapter):
+                pyramid[name] = outer + _ADAPTER + name.removeprefix(adapter)
     converted = {prefix + name: value for name, value in backbone.items()}
     left = []
     for name in others:
@@ -98,17 +114,20 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     """
     if any(name.startswith("neck.") and "norm_layer" in name for name in weights):
         raise CheckpointError("the checkpoint has mmdet's names already (neck.*)")
-    embeddings = [name for name in weights if name.endswith(_EMBEDDING)]
-    if len(embeddings) != 1:
-        raise CheckpointError(f"the checkpoint has {len(embeddings)} De-focus backbones (*.{_EMBEDDING}), not one")
-    prefix = embeddings[0].removesuffix(_EMBEDDING)
-    backbone = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    others = [name for name in weights if not name.startswith(prefix)]
+    backbone, others = backbone_from_checkpoint(weights)
+    (prefix,) = find_backbones(weights)
+    outer = prefix.removesuffix("net.")
     patch_size = _patch_size(backbone)
-    stages = {int(match[1]) for name in others if (match := re.match(r"backbone\.simfp_(\d+)\.", name))}
+    stages = {int(match[1]) for name in others if (match := re.match(re.escape(outer) + r"simfp_(\d+)\.", name))}
     scales = sorted(stage - _stage(0, patch_size) for stage in stages)
-    pyramid = {f"backbone.{theirs}": ours for ours, theirs in _pyramid(scales, patch_size)}
-    converted = {f"backbone.{name}": value for name, value in backbone.items()}
+    pyramid = {outer + theirs: ours for ours, theirs in _pyramid(scales, patch_size)}
+    adapter = [name for name in others if name.startswith(outer + _ADAPTER)]
+    # Of the adapters the simple pyramid alone is a neck.
+    is_neck = any(name.startswith(f"{outer}{_ADAPTER}lateral_convs.") for name in adapter)
+    for name in adapter:
+        pyramid[name] = ("neck." if is_neck else "backbone." + _ADAPTER) + name.removeprefix(outer + _ADAPTER)
+    place = "backbone." if is_neck or not adapter else "backbone.net."
+    converted = {place + name: value for name, value in backbone.items()}
     backwards = [(theirs, ours) for ours, theirs in _DINO]
     left = []
     for name in others:
@@ -116,9 +135,6 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
             # The same tensors as those without this prefix.
             continue
         new = pyramid.get(name) or _rename(name, backwards)
-        if name.startswith("backbone.adapter."):
-            # Ours below Detectron2 is the neck of mmdet.
-            new = "neck." + name.removeprefix("backbone.adapter.")
         if new is None:
             left.append(name)
         else:
@@ -127,10 +143,7 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
 
 
 def _patch_size(backbone: Mapping[str, Tensor]) -> int:
-    embedding = backbone.get(_EMBEDDING)
-    if embedding is None:
-        raise CheckpointError("the checkpoint has no De-focus backbone (no patch_embed.*)")
-    return embedding.shape[-1]
+    return backbone["patch_embed.projection.weight"].shape[-1]
 
 
 def _stage(scale: int, patch_size: int) -> int:

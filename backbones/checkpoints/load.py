@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,6 +18,8 @@ from backbones.checkpoints.convert import (
 from backbones.checkpoints.read import CheckpointError, read_checkpoint
 
 logger = logging.getLogger("backbones")
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,30 +75,43 @@ def load_pretrained(
         check_finite(kept)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
-    own = model.state_dict()
-    missing = [name for name in own if name not in kept]
-    unexpected = [name for name in kept if name not in own]
-    shapes = [
-        f"{name} {tuple(kept[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in kept.items()}
+    check_shapes(f"checkpoint {path}", shapes, type(model).__name__, own)
+    model.load_state_dict(kept)
+    average = found is not None and found == find_average(checkpoint)
+    report = LoadReport(str(path), found, average, tuple(kept), tuple(left))
+    logger.info("%s", report)
+    return report
+
+
+def check_shapes(source: str, shapes: Mapping[str, Shape], model: str, own: Mapping[str, Shape]) -> None:
+    """Raises CheckpointError if a backbone's weights are not those of a model, name by name and shape by shape.
+
+    Args:
+        source: What to call the weights.
+        shapes: Name to shape of the weights.
+        model: What to call the model.
+        own: Name to shape of the model.
+    """
+    missing = [name for name in own if name not in shapes]
+    unexpected = [name for name in shapes if name not in own]
+    others = [
+        f"{name} {shapes[name]} in the file, {own[name]} in the model"
         for name in own
-        if name in kept and kept[name].shape != own[name].shape
+        if name in shapes and shapes[name] != own[name]
     ]
     problems = []
     if missing:
         problems.append(f"lacks {_some(missing)}")
     if unexpected:
         problems.append(f"has besides {_some(unexpected)}")
-    if shapes:
-        problems.append(f"has other shapes: {_some(shapes, 3)}")
+    if others:
+        problems.append(f"has other shapes: {_some(others, 3)}")
     if problems:
-        family, sizes = describe_backbone(kept)
+        family, sizes = describe_backbone(shapes)
         raise CheckpointError(
-            f"checkpoint {path} does not fit {type(model).__name__}: it {'; it '.join(problems)}. It holds a "
+            f"{source} does not fit {model}: it {'; it '.join(problems)}. It holds a "
             f"{family or 'backbone of an unknown family'} with {', '.join(f'{k}={v}' for k, v in sizes.items())}: "
             "choose the model, its arch and its patch_size to fit"
         )
-    model.load_state_dict(kept)
-    average = found is not None and found == find_average(checkpoint)
-    report = LoadReport(str(path), found, average, tuple(kept), tuple(left))
-    logger.info("%s", report)
-    return report

@@ -1,5 +1,7 @@
 """The backbones as Detectron2's own: its contract, its pyramid, its optimiser's groups, its YAML, its checkpoints."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -106,7 +108,10 @@ def test_our_adapters(adapter, settings, divisor):
     truth = adapters.AdaptedBackbone(core, adapter.fit(core, **settings)).eval()
     truth.load_state_dict(ours.state_dict())
     renamed, left = to_mmdet({f"backbone.{k}": v for k, v in ours.state_dict().items()})
-    assert left == [] and {k.split(".")[0] for k in renamed} == {"backbone", "neck"}
+    # A neck under mmdet, or the same module there.
+    parts = ("backbone.", "neck.") if adapter is adapters.SimpleFPN else ("backbone.net.", "backbone.adapter.")
+    modules = zip(parts, (truth.net, truth.adapter), strict=True)
+    assert left == [] and renamed.keys() == {prefix + k for prefix, module in modules for k in module.state_dict()}
     image = torch.randn(1, 3, 75, 107)
     maps = ours(image)
     expected = truth(nn.functional.pad(image, (0, -107 % divisor, 0, -75 % divisor)))
@@ -167,7 +172,7 @@ def test_conversion_says_what_it_leaves_and_refuses_what_it_cannot():
     assert left == list(head) and len(converted) == len(detector)
     with pytest.raises(CheckpointError, match="no De-focus backbone"):
         to_detectron2(head)
-    with pytest.raises(CheckpointError, match="0 De-focus backbones"):
+    with pytest.raises(CheckpointError, match="no De-focus backbone"):
         to_mmdet(head)
     pyramid = {f"backbone.{k}": v for k, v in instantiate(lazy_pyramid()).state_dict().items()}
     with pytest.raises(CheckpointError, match="Detectron2's names already"):
@@ -286,6 +291,50 @@ def test_released_files_load_as_init_checkpoint(kind, place, tmp_path, caplog):
     assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
     if kind == "detector" and place == "pyramid":
         assert torch.equal(backbone.simfp_2[0].weight, neck.fpn1[0].weight)
+
+
+def test_a_file_of_another_size_is_one_error(tmp_path, caplog):
+    arch = ARCHS["DefocusMamba"]
+    torch.save(backbones.DefocusMamba(arch | dict(depth=arch["depth"] + 1)).state_dict(), tmp_path / "deeper.pth")
+    torch.save(backbones.DefocusMamba(arch | dict(dt_rank=arch["dt_rank"] + 1)).state_dict(), tmp_path / "wider.pth")
+    broken = {name: value * torch.nan for name, value in backbones.DefocusMamba(arch).state_dict().items()}
+    torch.save(broken, tmp_path / "broken.pth")
+    model = nn.ModuleDict({"backbone": instantiate(lazy_pyramid())})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, message in {
+        "deeper": rf"deeper\.pth does not fit DefocusMamba: it has besides blocks\.{arch['depth']}\.",
+        "wider": r"wider\.pth does not fit .*has other shapes: blocks\.0\.mixer\.x_proj\.weight \(",
+        "broken": r"broken\.pth: .* weights are NaN or infinite",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            DetectionCheckpointer(model, tmp_path).load(f"defocus:{tmp_path}/{name}.pth")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_converted_files_are_kept_apart_and_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    paths = []
+    for i in range(2):
+        weights = backbones.DefocusMamba(ARCHS["DefocusMamba"]).state_dict()
+        weights["cls_token"] = torch.full_like(weights["cls_token"], i)
+        torch.save(weights, tmp_path / f"{i}.pth")
+        paths.append(integration.PathManager.get_local_path(f"defocus:{tmp_path}/{i}.pth"))
+    for _ in range(2):
+        for i, path in enumerate(paths):
+            assert (torch.load(path)["model"]["backbone.net.cls_token"] == i).all()
+    # Not even a process that is killed leaves a file.
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_copies_and_pickles(family):
+    net = getattr(integration, family)(arch=ARCHS[family])
+    model = integration.AdaptedBackbone(net, SimpleFPN, out_channels=16)
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+    image = torch.randn(1, 3, 64, 64)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(torch.equal(a, b) for a, b in zip(copied(image).values(), model(image).values(), strict=True))
 
 
 def test_missing_init_checkpoint_is_one_clear_error():

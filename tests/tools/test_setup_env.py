@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import setup_env
+from tests.testing import load_tool
+
+setup_env = load_tool("setup_env")
 
 
 @pytest.fixture(scope="module")
