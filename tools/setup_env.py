@@ -60,8 +60,9 @@ def missing_prerequisites(venv: Path) -> list[str]:
         found = sys.version.split()[0]
         wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
         missing.append(f"Python {wanted} is needed, this is {found}: make PYTHON=/path/to/python3.11 ...")
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    compiler = os.environ.get("CXX") or "c++"
+    # It may be a command of several words, such as "ccache g++".
+    if shutil.which(shlex.split(compiler)[0]) is None:
         missing.append(f"no C++ compiler ({compiler}), which mmcv's operators need: install g++ or clang, or set CXX")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():

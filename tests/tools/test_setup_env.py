@@ -75,3 +75,11 @@ def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
     setup_env._install_openmmlab(Path(sys.executable), ["pip", "install"], None)
     tried = [] if flags is None else [("mmcv", flags, True)]
     assert steps == [*tried, ("mmcv", None, False), ("mmdet, mmseg", None, False)]
+
+
+def test_a_compiler_may_be_a_command_of_several_words(monkeypatch, tmp_path):
+    for compiler, is_missing in (("env c++", False), ("", False), ("no-such-program c++", True)):
+        monkeypatch.setenv("CXX", compiler)
+        said = [line for line in setup_env.missing_prerequisites(tmp_path / "venv") if "no C++ compiler" in line]
+        assert bool(said) == is_missing, compiler
+        assert not is_missing or compiler in said[0]
