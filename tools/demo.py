@@ -41,10 +41,7 @@ def main() -> None:
     show = [sys.executable, "tools/show_results.py", "--annotations", data / "annotations/instances_val.json"]
     show += ["--images", data / "val", "--predictions", f"{predictions}.bbox.json", "--out", work_dir]
     # Scores of so short a training are modest.
-    show += ["--score-threshold", "0.25"]
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    for log in logs:
-        show += ["--log", log]
+    show += ["--score-threshold", "0.25", "--log", *sorted(work_dir.glob("*/vis_data/scalars.json"))]
     run_step("Drawing predictions and curves", show)
     print(f"\nLook at {work_dir}/predictions.png and {work_dir}/curves.png")
 

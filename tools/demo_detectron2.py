@@ -34,7 +34,7 @@ def main() -> None:
     run_step("Training and scoring with Detectron2", [*train, "--resume"], unless=final)
     predictions = work_dir / "inference/coco_instances_results.json"
     scoring = [*train, "--eval-only", f"train.init_checkpoint={final}"]
-    run_step("Scoring with Detectron2", scoring, unless=predictions)
+    run_step("Scoring with Detectron2", scoring, unless=predictions, newer_than=final)
 
     show = [sys.executable, "tools/show_results.py", "--annotations", config.data.test_json]
     show += ["--images", config.data.test_images, "--predictions", predictions, "--out", work_dir]

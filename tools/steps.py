@@ -40,7 +40,13 @@ def fastest_precision() -> list[str]:
     return []
 
 
-def run_step(title: str, command: list, environment: dict[str, str] | None = None, unless: Path | None = None) -> None:
+def run_step(
+    title: str,
+    command: list,
+    environment: dict[str, str] | None = None,
+    unless: Path | None = None,
+    newer_than: Path | None = None,
+) -> None:
     """Runs ``command``; if it fails or is interrupted, ends the program with what to do next.
 
     Args:
@@ -48,8 +54,12 @@ def run_step(title: str, command: list, environment: dict[str, str] | None = Non
         command: The program and its arguments; all become strings.
         environment: Instead of this process's own.
         unless: What the step leaves at its end; where that is there, nothing is run.
+        newer_than: What the step starts from; where ``unless`` is older than that, the step is run again.
     """
-    if unless is not None and unless.exists():
+    done = unless is not None and unless.exists()
+    if done and newer_than is not None:
+        done = unless.stat().st_mtime_ns >= newer_than.stat().st_mtime_ns
+    if done:
         print(f"\n== {title}: done before, {unless} is there (make clean-demo starts afresh)", flush=True)
         return
     command = [str(part) for part in command]

@@ -1,5 +1,6 @@
 """The steps of a demo: run once, and said what to do where one fails."""
 
+import os
 import sys
 
 import pytest
@@ -18,6 +19,16 @@ def test_a_step_is_not_repeated(tmp_path, capfd):
     steps.run_step("Training", leave(result), unless=result)
     assert result.read_text() == "done\n"
     assert f"Training: done before, {result} is there" in capfd.readouterr().out
+
+
+def test_a_step_is_repeated_where_its_result_is_older_than_what_it_starts_from(tmp_path):
+    start, result = tmp_path / "final.pth", tmp_path / "predictions.json"
+    for path, seconds in ((result, 100), (start, 200)):
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    for _ in range(2):
+        steps.run_step("Scoring", leave(result), unless=result, newer_than=start)
+    assert result.read_text() == "done\n"
 
 
 def test_a_failed_step_ends_the_program_and_keeps_its_result_open(tmp_path):

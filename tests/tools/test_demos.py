@@ -1,0 +1,77 @@
+"""The demos' programs: what they do again, and what they hand to the next step, without training."""
+
+import importlib
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def load_demo(tmp_path, monkeypatch):
+    """Loads a demo that works in a folder of its own and runs no command; gives it and the commands by their title."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(str(ROOT / "tools"))
+        for folder in ("tools", "mmdet_configs"):
+            (tmp_path / folder).symlink_to(ROOT / folder)
+        demo = importlib.import_module(name)
+        commands = {}
+
+        def run(command, env=None):
+            commands[Path(command[1]).name] = command
+            return types.SimpleNamespace(returncode=0)
+
+        monkeypatch.setattr(demo, "ROOT", tmp_path)
+        monkeypatch.setattr(sys, "argv", [name])
+        monkeypatch.setattr(importlib.import_module("steps").subprocess, "run", run)
+        monkeypatch.chdir(tmp_path)
+        return demo, commands
+
+    return load
+
+
+def test_the_curves_of_a_resumed_demo_are_those_of_all_its_parts(load_demo, monkeypatch):
+    pytest.importorskip("mmdet", reason="mmdet is not installed")
+    demo, commands = load_demo("demo")
+    work_dir = Path("work_dirs/demo/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes")
+    for part, steps in (("20250101_000000", (50, 100, 150)), ("20250101_001000", (150, 200))):
+        log = work_dir / part / "vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(json.dumps(dict(step=step, loss=1.0 + (part[-4] == "1"))) + "\n" for step in steps))
+    demo.main()
+    show_results = importlib.import_module("show_results")
+    drawn = []
+    monkeypatch.setattr(show_results, "show_results", lambda logs, **_: drawn.append(logs) or [])
+    monkeypatch.setattr(sys, "argv", [str(word) for word in commands["show_results.py"][1:]])
+    show_results.main()
+    run = show_results._merge_runs([show_results._read_log(Path(log)) for log in drawn[0]])
+    assert run.losses == {50: 1.0, 100: 1.0, 150: 2.0, 200: 2.0}
+
+
+@pytest.mark.parametrize(("predicted", "scored"), [(100, True), (300, False)])
+def test_detectron2s_demo_scores_again_what_an_earlier_checkpoint_predicted(load_demo, monkeypatch, predicted, scored):
+    """A demo that was killed in its last evaluation has its final checkpoint beside predictions of half time."""
+    demo, commands = load_demo("demo_detectron2")
+    values = dict(root="shapes", test_json="val.json", test_images="val")
+    config = types.SimpleNamespace(
+        data=types.SimpleNamespace(**values), train=types.SimpleNamespace(output_dir="work_dirs/demo_d2")
+    )
+    package, module = types.ModuleType("detectron2"), types.ModuleType("detectron2.config")
+    package.__spec__ = importlib.machinery.ModuleSpec("detectron2", None)
+    module.LazyConfig = types.SimpleNamespace(load=lambda path: config)
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    monkeypatch.setitem(sys.modules, "detectron2.config", module)
+    for name, seconds in (("model_final.pth", 200), ("inference/coco_instances_results.json", predicted)):
+        path = Path("work_dirs/demo_d2") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    demo.main()
+    assert ("--eval-only" in commands.get("train_detectron2.py", [])) == scored
+    assert "work_dirs/demo_d2/inference/coco_instances_results.json" in commands["show_results.py"]
