@@ -113,7 +113,7 @@ def _install_openmmlab(python: Path, pip: list, log) -> None:
     """Compiles mmcv, with a precompiled header or plainly where that is refused, and installs what needs it."""
     environment = _mmcv_environment(python)
     requirements = REQUIREMENTS / "openmmlab.txt"
-    mmcv = next(line for line in requirements.read_text().splitlines() if "mmcv" in line)
+    mmcv = next(line for line in requirements.read_text().splitlines() if line.startswith("onedl-mmcv"))
     # Verbose, because the compiler's [n/m] lines are the progress.
     command = [*pip, "-v", "--no-build-isolation", mmcv]
     with tempfile.TemporaryDirectory(prefix="mmcv-header-") as folder:
