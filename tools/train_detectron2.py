@@ -15,6 +15,7 @@ import argparse
 import difflib
 import inspect
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from backbones.integrations.detectron2 import register_coco_json
+from backbones.integrations.detectron2 import ThreadCountHook, register_coco_json
 
 logger = logging.getLogger("detectron2")
 
@@ -131,6 +132,9 @@ def _run_lazy(config: DictConfig, arguments: argparse.Namespace) -> None:
     kind = AMPTrainer if config.train.amp.enabled else SimpleTrainer
     trainer = kind(model, instantiate(config.dataloader.train), optimizer)
     checkpointer = DetectionCheckpointer(model, config.train.output_dir, trainer=trainer)
+    # First, so that it times the step alone.
+    if config.train.device == "cpu" and comm.get_world_size() == 1 and "OMP_NUM_THREADS" not in os.environ:
+        trainer.register_hooks([ThreadCountHook()])
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))])
     if comm.is_main_process():
         trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer)])

@@ -3,9 +3,12 @@
 A config needs ``custom_imports = dict(imports=['backbones'])`` and nothing else.
 """
 
+import os
+import time
 from contextlib import contextmanager
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -19,6 +22,7 @@ from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
 from backbones.integrations import annotation_check, coco_json  # noqa: F401  register a hook and a runner
 from backbones.ops import deformable_attention
+from backbones.thread_count import ThreadCount
 
 # OneDL's mmengine reads a file that torch refuses a second time, after a warning, and runs what is in it, be it for
 # ``load_from``, ``--resume`` or ``tools/test.py``. It keeps the first half of that.
@@ -209,6 +213,27 @@ class DeformableAttentionHook(Hook):
 def _deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights):
     shapes = [tuple(shape) for shape in value_spatial_shapes.tolist()]
     return deformable_attention(value, shapes, sampling_locations, attention_weights)
+
+
+@HOOKS.register_module()
+class ThreadCountHook(Hook):
+    """Finds the number of threads with which a training on a CPU is fastest, and follows it: `ThreadCount`.
+
+    Idle on a GPU, in several processes, and where ``OMP_NUM_THREADS`` says how many threads there are to be.
+    """
+
+    def before_train(self, runner) -> None:
+        on_cpu = next(runner.model.parameters()).device.type == "cpu"
+        follows = on_cpu and get_world_size() == 1 and "OMP_NUM_THREADS" not in os.environ
+        self.thread_count = ThreadCount() if follows else None
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self.start = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        said = self.thread_count and self.thread_count.step(time.perf_counter() - self.start)
+        if said:
+            runner.logger.info(said)
 
 
 @HOOKS.register_module()

@@ -93,5 +93,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
 ]
+custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='ThreadCountHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
 auto_scale_lr = dict(base_batch_size=4)

@@ -67,6 +67,7 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=100, end=max_iters),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=1800)
+custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='ThreadCountHook')]
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=500, max_keep_ckpts=2))

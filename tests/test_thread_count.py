@@ -1,0 +1,73 @@
+"""The number of threads, on a machine that is played: what a step takes is a function of them."""
+
+import pytest
+import torch
+
+from backbones.thread_count import ThreadCount
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def play(thread_count, seconds, steps):
+    """Runs ``steps`` steps that take ``seconds[threads]``; gives how many ran with each number, and what was said."""
+    ran, said = {}, []
+    for _ in range(steps):
+        threads = torch.get_num_threads()
+        ran[threads] = ran.get(threads, 0) + 1
+        said.append(thread_count.step(seconds[threads]))
+    return ran, [line for line in said if line]
+
+
+@pytest.fixture
+def two():
+    torch.set_num_threads(2)
+    return ThreadCount()
+
+
+def test_all_threads_on_an_idle_machine_and_few_trials(two):
+    seconds = {2: 0.27, 1: 0.40}
+    ran, said = play(two, seconds, 4000)
+    assert not said and torch.get_num_threads() == 2
+    assert ran[1] > 0
+    spent = sum(seconds[n] * count for n, count in ran.items())
+    assert spent < 1.03 * 4000 * seconds[2]
+
+
+def test_a_neighbour_takes_a_thread_at_once_and_gives_it_back_when_it_goes(two):
+    idle, busy = {2: 0.27, 1: 0.40}, {2: 1.1, 1: 0.40}
+    play(two, idle, 300)
+    ran, said = play(two, busy, 1000)
+    # Until it is noticed, and a few trials.
+    assert ran[2] < 40 and two.count == 1
+    assert said == ["Threads: 1, for a step takes 0.400 s, with 2 it takes 1.100 s"]
+    ran, said = play(two, idle, 2000)
+    assert ran[2] > 900 and torch.get_num_threads() == 2
+    assert said == ["Threads: 2, for a step takes 0.270 s, with 1 it takes 0.400 s"]
+
+
+def test_it_goes_as_far_down_as_helps():
+    torch.set_num_threads(4)
+    seconds = {4: 2.0, 3: 1.5, 2: 0.5, 1: 0.9}
+    thread_count = ThreadCount()
+    _, said = play(thread_count, seconds, 200)
+    assert thread_count.count == 2 and len(said) == 2
+
+
+def test_a_step_that_takes_long_for_itself_is_no_neighbour(two):
+    """Larger images are slower with any number of threads: the trials are not begun over and over."""
+    play(two, {2: 0.2, 1: 0.3}, 200)
+    ran, said = play(two, {2: 0.6, 1: 0.9}, 400)
+    assert not said and ran[1] < 40 and torch.get_num_threads() == 2
+
+
+def test_one_thread_stays_one():
+    torch.set_num_threads(1)
+    ran, said = play(ThreadCount(), {1: 0.5}, 300)
+    assert ran == {1: 300} and not said
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        ThreadCount(0)
