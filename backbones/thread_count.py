@@ -37,7 +37,8 @@ class ThreadCount:
             raise ValueError(f"most must be at least 1, got {most}")
         self.count = self.most
         self._direction = -1
-        self._settle(self.INTERVAL)
+        # The first trial comes at once, for the neighbour may be there already.
+        self._settle(self.RECENT)
 
     def step(self, seconds: float) -> str | None:
         """Takes the time that a step took, and sets the number of threads of the next one.

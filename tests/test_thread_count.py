@@ -50,6 +50,11 @@ def test_a_neighbour_takes_a_thread_at_once_and_gives_it_back_when_it_goes(two):
     assert said == ["Threads: 2, for a step takes 0.270 s, with 1 it takes 0.400 s"]
 
 
+def test_a_neighbour_that_is_there_from_the_start_is_noticed_in_the_first_steps(two):
+    play(two, {2: 1.1, 1: 0.40}, ThreadCount.RECENT + ThreadCount.TRIAL)
+    assert two.count == torch.get_num_threads() == 1
+
+
 def test_it_goes_as_far_down_as_helps():
     torch.set_num_threads(4)
     seconds = {4: 2.0, 3: 1.5, 2: 0.5, 1: 0.9}
