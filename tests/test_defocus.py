@@ -8,10 +8,10 @@ import torch
 from backbones import DefocusMamba
 from backbones.mixers.mamba import MambaArch, MambaBlock
 from backbones.ops.selective_scan import DEFOCUS_SCAN
-from tests.testing import assert_close, load_fixture
+from tests.testing import assert_close, load_fixture, skip_reason
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
-BACKENDS = [name for name, backend in DEFOCUS_SCAN.backends.items() if backend.refusal("cpu") is None]
+BACKENDS = [name for name, backend in DEFOCUS_SCAN.backends.items() if skip_reason(backend, "cpu") is None]
 
 
 def tiny(**changes):

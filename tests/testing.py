@@ -1,14 +1,44 @@
 """How tests compare: one tolerance a dtype, the same everywhere."""
 
+import functools
 import importlib.util
 import sys
 from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
+from backbones.ops import cpu_extension
+from backbones.ops.dispatch import Backend
+
 # Largest error allowed, relative to the largest value of the truth.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@functools.cache
+def lacks_compiler() -> str | None:
+    """Why the compiled kernels cannot be built here, or None: then they have to be, and their tests are not skipped."""
+    try:
+        cpu_extension.compiler()
+    except cpu_extension.NoCompiler as error:
+        return str(error)
+    except RuntimeError:
+        # A compiler that does not work is a failure.
+        pass
+    return None
+
+
+def skip_reason(backend: Backend, device: str) -> str | None:
+    """Why tests of a backend cannot run, or None."""
+    if backend.name == "cpu" and device == "cpu" and lacks_compiler() is None:
+        return None
+    return backend.refusal(device)
+
+
+needs_library = pytest.mark.skipif(
+    lacks_compiler() is not None and cpu_extension.refusal("cpu") is not None, reason=str(lacks_compiler())
+)
 
 
 def relative_error(actual: Tensor, truth: Tensor, floor: float = 1e-30) -> float:

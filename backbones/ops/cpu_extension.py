@@ -14,21 +14,44 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from backbones.ops import library_cache
+
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
-# Tried in this order: not every compiler knows the processor it runs on.
-TUNINGS = (("-march=native",), ())
-CACHE_VARIABLE = "DEFOCUS_CACHE_DIR"
+TUNING = "-march=native"
+LIBRARY = "defocus.so"
+# A library without the tuning, made because the compiler failed with it, serves so long. Then that is tried again.
+UNTUNED_SECONDS = 86_400
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 logger = logging.getLogger("backbones")
+
+
+class NoCompiler(RuntimeError):
+    """There is no C++ compiler here whose library PyTorch could load; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler that was asked what it is.
+
+    Attributes:
+        command: Its words.
+        tuning: The flags that fit its code to this processor, as far as it knows them.
+        key: Differs between versions, C++ ABIs and targets.
+    """
+
+    command: tuple[str, ...]
+    tuning: tuple[str, ...]
+    key: str
 
 
 def refusal(device_type: str) -> str | None:
@@ -60,49 +83,105 @@ def call(function: str, arguments: ctypes.Structure) -> None:
         raise RuntimeError(f"{function}: not enough memory for its working space; take a smaller batch")
 
 
+def compiler() -> Compiler:
+    """The compiler that ``CXX`` names, or the first of `COMPILERS` that fits PyTorch.
+
+    Raises:
+        NoCompiler: There is none.
+        RuntimeError: The one that is taken does not work.
+    """
+    named = os.environ.get("CXX")
+    reasons = []
+    for command in [shlex.split(named)] if named else [[name] for name in COMPILERS if shutil.which(name)]:
+        if shutil.which(command[0]) is None:
+            reasons.append(f"CXX={named!r} is not found")
+            continue
+        tuning, macros = _describe(command)
+        if " __clang__ " in macros and not _pytorch_runs_on_llvm_openmp():
+            reasons.append(
+                f"{shlex.join(command)} is clang, which builds for LLVM's OpenMP; this PyTorch runs on another, and "
+                "two in one process disturb each other"
+            )
+            continue
+        return Compiler(tuple(command), tuning, _digest(shlex.join(command), macros)[:8])
+    missing = "; ".join(reasons) or f"no C++ compiler found ({', '.join(COMPILERS)})"
+    raise NoCompiler(f"{missing}; install one (Debian, Ubuntu: apt install g++) or name one in CXX")
+
+
+def _describe(command: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The tuning that a compiler knows, and the macros that it then defines: version, ABI, target."""
+    for tuning in ((TUNING,), ()):
+        asked = [*command, *FLAGS, *tuning, "-dM", "-E", "-x", "c++", os.devnull]
+        result = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if result.returncode == 0:
+            return tuning, result.stdout
+    raise RuntimeError(f"{shlex.join(command)} does not work:\n{_first_lines(result.stdout)}")
+
+
+def _pytorch_runs_on_llvm_openmp() -> bool:
+    # A handle finds the symbols of a library and of what it is linked with, and of nothing else in the process.
+    return hasattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), "__kmpc_fork_call")
+
+
 @functools.cache
 def _build() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or the reason there is none. That is logged once, with what to do about it."""
     try:
-        return ctypes.CDLL(str(_compiled())), None
+        return _load(_compiled()), None
     except (OSError, RuntimeError) as error:
         logger.warning("the compiled CPU kernels are not available, plain PyTorch is slower: %s", error)
         return None, str(error)
 
 
-def _compiled() -> Path:
-    """Path of the library of this machine, built if it is not in the cache."""
-    compiler, version = _compiler()
-    sources = sorted(SOURCES.glob("*.cpp"))
-    key = hashlib.sha256()
-    for part in (*FLAGS, *TUNINGS, version, torch.__version__, platform.machine(), _processor()):
-        key.update(f"{part}\n".encode())
-    for file in sorted(SOURCES.iterdir()):
-        key.update(file.read_bytes())
-    cache = _cache_dir()
-    target = cache / f"defocus-{key.hexdigest()[:20]}.so"
-    if target.exists():
-        return target
+def _load(path: Path) -> ctypes.CDLL:
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_suffix(".lock")):
-            if not target.exists():
-                logger.info("compiling the CPU kernels into %s, once: about 20 seconds", cache)
-                _compile(compiler, sources, target)
+        return ctypes.CDLL(str(path))
     except OSError as error:
-        raise RuntimeError(f"cannot write the cache: {error}; set {CACHE_VARIABLE} to a writable folder") from error
-    return target
+        raise RuntimeError(
+            f"the library does not load ({error}); {library_cache.VARIABLE} names another folder"
+        ) from error
 
 
-def _compiler() -> tuple[list[str], str]:
-    """The C++ compiler, as a command, and what it says about its version."""
-    named = os.environ.get("CXX")
-    command = shlex.split(named) if named else [next(filter(None, map(shutil.which, COMPILERS)), "")]
-    if not command[0] or shutil.which(command[0]) is None:
-        missing = f"CXX={named!r} is not found" if named else f"no C++ compiler found ({', '.join(COMPILERS)})"
-        raise RuntimeError(f"{missing}; install one (Debian, Ubuntu: apt install g++) or name one in CXX")
-    result = subprocess.run([*command, "--version"], capture_output=True, text=True)
-    return command, " ".join(command) + result.stdout
+def _compiled() -> Path:
+    """Path of the library of this machine, built if it is in no cache."""
+    folders = library_cache.folders()
+    wanted = f"defocus-{_surroundings()}"
+    try:
+        present = compiler()
+    except NoCompiler:
+        # What a compiler built for this very machine and PyTorch serves without it.
+        for folder in folders:
+            if path := library_cache.find(folder, wanted):
+                return path
+        raise
+    stem = f"{wanted}-{present.key}"
+    for folder in folders:
+        if path := _find(folder, stem):
+            return path
+    unusable = []
+    for folder in folders:
+        try:
+            with library_cache.workspace(folder) as build:
+                # Another process may have built it while this one waited.
+                path = _find(folder, stem) or _add(present, build, folder, stem)
+        except library_cache.UnusableFolder as error:
+            unusable.append(str(error))
+            continue
+        if unusable:
+            logger.warning(
+                "%s: the CPU kernels are kept in %s, which the system may empty; %s names a folder that stays",
+                *("; ".join(unusable), folder, library_cache.VARIABLE),
+            )
+        return path
+    reasons = "; ".join(unusable) or "there is no folder for it"
+    raise RuntimeError(f"cannot keep the library: {reasons}; set {library_cache.VARIABLE} to a writable folder")
+
+
+def _surroundings() -> str:
+    """Differs where the same compiler makes another library: sources, PyTorch, processor."""
+    sources = [file.read_bytes() for file in sorted(SOURCES.iterdir())]
+    abi = torch.compiled_with_cxx11_abi()
+    return _digest(*FLAGS, torch.__version__, str(abi), platform.machine(), _processor(), *sources)[:16]
 
 
 def _processor() -> str:
@@ -114,59 +193,78 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _cache_dir() -> Path:
-    folder = os.environ.get(CACHE_VARIABLE)
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "defocus"
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lets one process build while others wait. Ends with its process, so that no dead one holds it."""
-    try:
-        import fcntl
-    except ImportError:
-        # Without locks several processes may build: the last result replaces the others, which are equal.
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _find(folder: Path, stem: str) -> Path | None:
+    """The library of a compiler, tuned to the processor or, for a day after that failed, not."""
+    if path := library_cache.find(folder, f"{stem}-tuned"):
+        return path
+    path = library_cache.find(folder, f"{stem}-untuned")
+    if path is None or time.time() - path.stat().st_mtime > UNTUNED_SECONDS:
+        return None
+    logger.warning("%s was built without %s, which had failed, and is slower; delete it to try again", path, TUNING)
+    return path
 
 
-def _compile(compiler: Sequence[str], sources: Sequence[Path], target: Path) -> None:
-    """Builds in a folder of its own and renames at the end: what is in the cache is whole."""
+def _add(present: Compiler, build: Path, folder: Path, stem: str) -> Path:
+    """Compiles into ``build`` and moves the library into a cache."""
+    logger.info("compiling the CPU kernels into %s, once: about 20 seconds", folder)
+    command = shlex.join(present.command)
+    # The files together may have taken more memory than there is: the second attempt compiles one after the other.
+    message = _compile(present, present.tuning, build) and _compile(present, present.tuning, build, together=False)
+    if not message:
+        return library_cache.keep(build / LIBRARY, folder, f"{stem}-tuned")
+    if present.tuning and not _compile(present, (), build, together=False):
+        logger.warning(
+            "%s failed with %s: the CPU kernels were built without and are slower; it is tried again in a day:\n%s",
+            *(command, TUNING, message),
+        )
+        return library_cache.keep(build / LIBRARY, folder, f"{stem}-untuned")
+    raise RuntimeError(f"{command} failed; a recent g++ is known to work, CXX names another:\n{message}")
+
+
+def _compile(present: Compiler, tuning: Sequence[str], build: Path, together: bool = True) -> str:
+    """Builds `LIBRARY` in a folder, and returns what the compiler or the loader has against it, or an empty string."""
     torch_dir = Path(torch.__file__).parent
-    abi = int(torch.compiled_with_cxx11_abi())
-    for tuning in TUNINGS:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-            objects = [f"{folder}/{source.stem}.o" for source in sources]
-            command = [
-                *compiler,
-                *FLAGS,
-                *tuning,
-                f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
-                f"-I{torch_dir / 'include'}",
-                "-c",
-            ]
-            compiling = [[*command, str(source), "-o", output] for source, output in zip(sources, objects)]
-            # Not linked with -fopenmp: PyTorch's OpenMP, wherever it is from, is to be the only one in the process.
-            libraries = [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
-            built = f"{folder}/{target.name}"
-            message = _run(compiling) or _run([[*compiler, "-shared", *objects, *libraries, "-o", built]])
-            if not message:
-                os.replace(built, target)
-                return
-    first_lines = "\n".join(message.splitlines()[:8])
-    raise RuntimeError(f"{' '.join(compiler)} failed; a recent g++ is known to work, CXX names another:\n{first_lines}")
-
-
-def _run(commands: Sequence[Sequence[str]]) -> str:
-    """Runs commands side by side and returns what the first that failed wrote, or an empty string."""
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    compiling = [*present.command, *FLAGS, *tuning, abi, f"-I{torch_dir / 'include'}", "-c"]
+    objects = {str(build / f"{source.stem}.o"): str(source) for source in sorted(SOURCES.glob("*.cpp"))}
+    # Not linked with -fopenmp: PyTorch's OpenMP, wherever it is from, is to be the only one in the process.
+    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
+    steps = [
+        [[*compiling, source, "-o", output] for output, source in objects.items()],
+        [[*present.command, "-shared", *objects, *libraries, "-o", str(build / LIBRARY)]],
     ]
-    outputs = [process.communicate()[0] for process in processes]
-    failed = [output or "no message" for process, output in zip(processes, outputs) if process.returncode]
-    return failed[0] if failed else ""
+    for commands in steps:
+        if message := _run(commands, together):
+            return message
+    try:
+        ctypes.CDLL(str(build / LIBRARY))
+    except OSError as error:
+        return f"what it made does not load: {error}"
+    return ""
+
+
+def _run(commands: Sequence[Sequence[str]], together: bool) -> str:
+    """Runs commands, side by side or one by one, and returns how what the first that failed wrote begins."""
+    at_once = len(commands) if together else 1
+    for start in range(0, len(commands), at_once):
+        processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+            for command in commands[start : start + at_once]
+        ]
+        outputs = [process.communicate()[0] for process in processes]
+        for process, output in zip(processes, outputs):
+            if process.returncode:
+                return _first_lines(output) or f"no message, status {process.returncode}"
+    return ""
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[:8])

@@ -3,7 +3,7 @@
 import torch
 
 from backbones.layers.bandpass import initial_freq, initial_log_rate
-from tests.testing import TOLERANCE, assert_close
+from tests.testing import TOLERANCE, assert_close, skip_reason
 
 NAMES = ("q", "k", "v", "decay", "freq")
 
@@ -44,7 +44,7 @@ def running(operation, reference=False):
             device,
             name,
             id=f"{device}-{name}",
-            marks=[] if (reason := backend.refusal(device)) is None else pytest.mark.skip(reason=reason),
+            marks=[] if (reason := skip_reason(backend, device)) is None else pytest.mark.skip(reason=reason),
         )
         for device in devices
         for name, backend in operation.backends.items()

@@ -5,7 +5,7 @@ import torch
 
 from backbones.ops import causal_conv1d_silu
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D
-from tests.testing import assert_close
+from tests.testing import assert_close, skip_reason
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 RUNNING = [
@@ -13,7 +13,7 @@ RUNNING = [
         device,
         name,
         id=f"{device}-{name}",
-        marks=[] if (reason := backend.refusal(device)) is None else pytest.mark.skip(reason=reason),
+        marks=[] if (reason := skip_reason(backend, device)) is None else pytest.mark.skip(reason=reason),
     )
     for device in DEVICES
     for name, backend in CAUSAL_CONV1D.backends.items()

@@ -1,72 +1,23 @@
-"""What only the compiled backend has: a compiler, a cache, threads. Its results are checked with all the others'."""
-
-import logging
-import os
-import stat
-import subprocess
-import sys
+"""What only the compiled backend has, such as threads. Its results are checked with all the others'."""
 
 import pytest
 import torch
 
 from backbones.ops import causal_conv1d_silu, cpu_extension, defocus_scan
-from backbones.ops.causal_conv1d import CAUSAL_CONV1D
-from backbones.ops.selective_scan import DEFOCUS_SCAN
-
-needs_library = pytest.mark.skipif(cpu_extension.refusal("cpu") is not None, reason="no working C++ compiler")
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """An empty cache folder, and a process that has not built or chosen anything."""
-    monkeypatch.setenv("DEFOCUS_CACHE_DIR", str(tmp_path / "cache"))
-    cpu_extension._build.cache_clear()
-    for operation in (DEFOCUS_SCAN, CAUSAL_CONV1D):
-        monkeypatch.setattr(operation, "_selected", {})
-    yield tmp_path
-    cpu_extension._build.cache_clear()
-
-
-def write_compiler(path, script):
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-def test_serves_cpu_only():
-    assert cpu_extension.refusal("cuda") == "runs on cpu, not on cuda"
-
-
-def test_without_compiler_torch_takes_over_with_one_warning(fresh, monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    caplog.set_level(logging.WARNING, "backbones")
-    assert DEFOCUS_SCAN.select("cpu").name == "torch"
-    assert CAUSAL_CONV1D.select("cpu").name == "torch"
-    (record,) = caplog.records
-    assert "CXX='no-such-compiler' is not found; install one" in record.getMessage()
-    with pytest.raises(RuntimeError, match="'cpu' cannot run on cpu: CXX='no-such-compiler' is not found"):
-        DEFOCUS_SCAN.select("cpu", "cpu")
-
-
-def test_failed_compile_says_what_the_compiler_said(fresh, monkeypatch):
-    monkeypatch.setenv("CXX", write_compiler(fresh / "c++", "echo 'fatal error: too old' >&2\nexit 1"))
-    assert "fatal error: too old" in cpu_extension.refusal("cpu")
-    # The lock alone is left: what is half built never looks like a library.
-    assert {path.suffix for path in (fresh / "cache").iterdir()} == {".lock"}
+from backbones.ops.dispatch import Backend
+from tests.testing import lacks_compiler, needs_library, skip_reason
 
 
 @needs_library
-def test_cache_is_reused_and_several_processes_build_once(fresh):
-    log = fresh / "compiled"
-    # Counts compilations, which alone have -c.
-    script = f'for word; do [ "$word" = -c ] && echo x >> {log}; done\nexec c++ "$@"'
-    environment = os.environ | {"CXX": write_compiler(fresh / "counting", script)}
-    command = [sys.executable, "-c", "from backbones.ops import cpu_extension as e; assert e.refusal('cpu') is None"]
-    together = [subprocess.Popen(command, env=environment) for _ in range(3)]
-    assert [process.wait() for process in together] == [0, 0, 0]
-    subprocess.run(command, env=environment, check=True)
-    assert len(log.read_text().split()) == len(list(cpu_extension.SOURCES.glob("*.cpp")))
-    assert len(list((fresh / "cache").glob("*.so"))) == 1
+def test_where_there_is_a_compiler_there_is_the_library():
+    assert cpu_extension.refusal("cpu") is None
+
+
+@pytest.mark.skipif(lacks_compiler() is not None, reason=str(lacks_compiler()))
+def test_a_build_that_fails_is_no_reason_to_skip():
+    broken = Backend("cpu", print, lambda device: "it does not compile")
+    assert skip_reason(broken, "cpu") is None
+    assert skip_reason(broken, "cuda") == "it does not compile"
 
 
 @needs_library

@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from backbones.ops import cpu_extension, deformable_attention
+from backbones.ops import deformable_attention
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
-from tests.testing import assert_close
+from tests.testing import assert_close, needs_library
 
 SHAPES = [(5, 7), (3, 4), (1, 1)]
-needs_library = pytest.mark.skipif(cpu_extension.refusal("cpu") is not None, reason="no working C++ compiler")
 FAST = ["torch", pytest.param("cpu", marks=needs_library)]
 
 
