@@ -34,7 +34,12 @@ def _run(function, sides, inputs, outputs):
     call(function, arguments)
 
 
-@torch.library.custom_op("defocus::deformable_attention_cpu", mutates_args=())
+# The schemas are written out: PyTorch 2.6 does not infer one from collections.abc.
+@torch.library.custom_op(
+    "defocus::deformable_attention_cpu",
+    mutates_args=(),
+    schema="(Tensor value, SymInt[] sides, Tensor locations, Tensor weights) -> Tensor",
+)
 def _deformable_attention(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """All tensors in fp32 or all in fp64; ``sides`` are height and width of each map in turn."""
     b, _, heads, width = value.shape
@@ -49,7 +54,11 @@ def _(value, sides, locations, weights):
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op("defocus::deformable_attention_cpu_backward", mutates_args=())
+@torch.library.custom_op(
+    "defocus::deformable_attention_cpu_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor value, SymInt[] sides, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
+)
 def _backward(
     grad: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
