@@ -20,18 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
-from detectron2.config.defaults import _C as default_config
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import HookBase
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
-from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
-from detectron2.utils.file_io import PathHandler, PathManager
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from backbones import adapters, defocus
@@ -44,8 +32,23 @@ from backbones.checkpoints import (
     to_detectron2,
     weights_of,
 )
+from backbones.integrations.frameworks import needed
 from backbones.layers.norms import LayerNorm2d
 from backbones.thread_count import ThreadCount
+
+with needed("detectron2", oldest="0.6"):
+    from detectron2.config import CfgNode
+    from detectron2.config.defaults import _C as default_config
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+    from detectron2.engine import HookBase
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid
+    from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+    from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+    from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
+    from detectron2.utils.file_io import PathHandler, PathManager
+    from omegaconf import OmegaConf
 
 # Below Detectron2's own, whose handlers print it.
 logger = logging.getLogger("detectron2.defocus")

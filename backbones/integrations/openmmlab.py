@@ -8,21 +8,25 @@ import time
 from contextlib import contextmanager
 
 import torch
-from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
-from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
-from mmengine.runner import autocast
-from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
 from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
-from backbones.integrations import annotation_check, coco_json  # noqa: F401  register a hook and a runner
+from backbones.integrations.frameworks import needed
 from backbones.ops import deformable_attention
 from backbones.thread_count import ThreadCount
+
+with needed("mmengine", oldest="0.10.0"):
+    from mmengine.dist import get_world_size
+    from mmengine.hooks import Hook
+    from mmengine.logging import print_log
+    from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+    from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+    from mmengine.runner import autocast
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    from backbones.integrations import annotation_check, coco_json  # noqa: F401  register a hook and a runner
 
 # OneDL's mmengine reads a file that torch refuses a second time, after a warning, and runs what is in it, be it for
 # ``load_from``, ``--resume`` or ``tools/test.py``. It keeps the first half of that.

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from backbones.checkpoints import weights_of
 from backbones.checkpoints.read import harmless_classes
 from backbones.classifier import CLASSIFIERS, DefocusClassifier
-from backbones.defocus import FAMILIES
+from backbones.integrations.frameworks import needed, timm_names
+
+with needed("timm", oldest="1.0.3"):
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models._features import feature_take_indices
 
 _RELEASE = "https://github.com/OpenGVLab/De-focus-Attention-Networks/releases/download/v1.0/"
 _WEIGHTS = {
@@ -160,13 +162,6 @@ def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict[str, Tensor
     return weights_of(state_dict)[0]
 
 
-def _variants():
-    """(timm's name, family, arch) of every row in every family's table."""
-    for name, family in FAMILIES.items():
-        for arch in family.block.archs:
-            yield f"defocus_{name.removeprefix('Defocus').lower()}_{arch}", name, arch
-
-
 # Family to timm's model: `TimmDefocusMamba` and so on.
 MODELS: dict[str, type[TimmDefocus]] = {}
 for _family, _classifier in CLASSIFIERS.items():
@@ -209,8 +204,8 @@ default_cfgs = generate_default_cfgs(
             classifier=("head.2", "head2.2") if "head" in _SETTINGS.get(name, {}) else ("head", "head2"),
         )
         | _WEIGHTS.get(name, {})
-        for name, _, _ in _variants()
+        for name, _, _ in timm_names()
     }
 )
-for _variant in _variants():
+for _variant in timm_names():
     setattr(sys.modules[__name__], _variant[0], register_model(_entry_point(*_variant)))

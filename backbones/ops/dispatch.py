@@ -6,6 +6,7 @@ forced backend that cannot run raises with its reason, only the automatic choice
 """
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +32,24 @@ class Backend:
     run: Callable
     refusal: Callable[[str], str | None]
     automatic: bool = True
+
+
+def import_refusal(module: str, install: str) -> str | None:
+    """Why a backend cannot import what it runs on, or None.
+
+    Args:
+        module: Its name, which is imported.
+        install: What brings the package.
+    """
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(module)
+    # A package that is old or broken raises anything: an AttributeError of its own, an OSError of its library.
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return f"the package {package} is not installed: {install}"
+        return f"the package {package} cannot be imported ({type(error).__name__}: {error}): mend it, or {install}"
+    return None
 
 
 def serves_every_device(device_type: str) -> None:

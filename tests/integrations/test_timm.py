@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-timm = pytest.importorskip("timm", reason="timm is not installed")
+timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
 
 from backbones.checkpoints import load_pretrained
 from backbones.defocus import FAMILIES

@@ -1,11 +1,11 @@
 """De-focus attention on CUDA through PyTorch's FlexAttention, compiled, with gradients to the decay and the phase."""
 
 import functools
-import importlib.util
 
 import torch
 from torch import Tensor
 
+from backbones.ops.dispatch import import_refusal
 from backbones.ops.rotary import rotate_pairs
 
 
@@ -13,9 +13,7 @@ def refusal(device_type: str) -> str | None:
     """None where FlexAttention runs compiled, else the reason."""
     if device_type != "cuda":
         return "FlexAttention's kernels need CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return "FlexAttention's kernels need Triton: pip install triton"
-    return None
+    return import_refusal("triton", "pip install triton")
 
 
 @functools.cache

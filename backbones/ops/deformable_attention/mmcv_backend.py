@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from backbones.ops.dispatch import import_refusal
+
 # Images that the kernel takes at once; it wants a divisor of the batch.
 IMAGES_AT_ONCE = 64
 
@@ -13,10 +15,11 @@ def refusal(device_type: str) -> str | None:
     """Why mmcv's kernel cannot serve a device, or None."""
     if device_type != "cuda":
         return "mmcv's kernel runs on CUDA"
-    try:
-        from mmcv.ops import get_compiling_cuda_version
-    except ImportError as error:
-        return f"mmcv's operators cannot be imported ({error})"
+    reason = import_refusal("mmcv.ops", "install mmcv with its operators")
+    if reason is not None:
+        return reason
+    from mmcv.ops import get_compiling_cuda_version
+
     if get_compiling_cuda_version() == "not available":
         return "mmcv was built without CUDA"
     return None

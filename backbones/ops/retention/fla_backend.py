@@ -1,9 +1,8 @@
 """Retention through the kernels of flash-linear-attention, where that package is installed."""
 
-import importlib.util
-
 from torch import Tensor
 
+from backbones.ops.dispatch import import_refusal
 from backbones.ops.rotary import rotate_pairs
 
 
@@ -11,9 +10,7 @@ def refusal(device_type: str) -> str | None:
     """None where the package's kernels run, else the reason."""
     if device_type != "cuda":
         return "flash-linear-attention's kernels need CUDA"
-    if importlib.util.find_spec("fla") is None:
-        return "flash-linear-attention is not installed: pip install flash-linear-attention"
-    return None
+    return import_refusal("fla.ops.simple_gla", "pip install flash-linear-attention")
 
 
 def fla_retention(

@@ -4,12 +4,11 @@ What their scan does not know (the phase, the norm, the skip and gate behind it)
 memory, as in the released code, which makes this the backend to compare the speed of the others with.
 """
 
-import importlib.util
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
+from backbones.ops.dispatch import import_refusal
 from backbones.ops.selective_scan.naive import group_rms_norm, rotate_states
 
 
@@ -17,9 +16,7 @@ def refusal(device_type: str) -> str | None:
     """Why the kernels of mamba_ssm cannot serve ``device_type``, or None."""
     if device_type != "cuda":
         return "the kernels of mamba_ssm need CUDA"
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return "the package mamba_ssm is not installed: pip install mamba-ssm"
-    return None
+    return import_refusal("mamba_ssm.ops.selective_scan_interface", "pip install mamba-ssm")
 
 
 def mamba_ssm_defocus_scan(
@@ -52,7 +49,7 @@ def mamba_ssm_defocus_scan(
 
 def mamba_ssm_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """See `causal_conv1d_silu`: by causal_conv1d where that is installed beside mamba_ssm, else by PyTorch."""
-    if importlib.util.find_spec("causal_conv1d") is None:
+    if import_refusal("causal_conv1d", "pip install causal-conv1d") is not None:
         return naive_causal_conv1d_silu(x, weight, bias)
     from causal_conv1d import causal_conv1d_fn
 

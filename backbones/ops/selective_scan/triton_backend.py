@@ -1,8 +1,8 @@
 """The `triton` backend of the scan. Its kernels are imported when first run: nobody else needs Triton."""
 
-import importlib.util
 import os
 
+from backbones.ops.dispatch import import_refusal
 from backbones.ops.selective_scan.registration import register_scan
 
 # Tokens between two kept states; here because shapes are asked for without running a kernel.
@@ -11,14 +11,11 @@ CHUNK = 32
 
 def refusal(device_type: str) -> str | None:
     """Why Triton kernels cannot serve ``device_type``, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install triton"
     # Triton's interpreter, to check the kernels without a GPU.
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if device_type != "cuda":
+    interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != "cuda" and not interpreted:
         return "Triton kernels need CUDA (or, to check them on the CPU, TRITON_INTERPRET=1 set before Python starts)"
-    return None
+    return import_refusal("triton", "pip install triton")
 
 
 def _forward(*args):
