@@ -135,73 +135,6 @@ def test_a_mask_of_another_size_is_refused(files):
         tool.show_results(**{**files, **with_predictions(files, wrong)})
 
 
-def test_labels_do_not_cover_one_another(files, monkeypatch):
-    placed = []
-    inside = tool._draw_labels
-
-    def record(axes, objects):
-        inside(axes, objects)
-        renderer = axes.figure.canvas.get_renderer()
-        placed.append([text.get_window_extent(renderer) for text in axes.texts])
-
-    monkeypatch.setattr(tool, "_draw_labels", record)
-    draw_predictions(files, score_threshold=0.1)
-    assert [len(labels) for labels in placed] == [2] * 10
-    assert not any(first.overlaps(second) for first, second in placed)
-
-
-@pytest.mark.parametrize(
-    ("epoch_length", "steps", "epochs"),
-    [
-        (50, [1, 2], [1, 2]),
-        (None, [50, 100], [None, None]),
-        (50, [50, 100], [None, None]),
-        (None, [0, 0], [None, None]),
-    ],
-    ids=["epoch-based", "iteration-based", "epochs-logged-by-iteration", "iterations-logged-by-epoch"],
-)
-def test_steps_of_evaluations(tmp_path, epoch_length, steps, epochs):
-    records = [
-        *training_lines(10, 50, epoch_length),
-        evaluation(steps[0], 0.1),
-        *training_lines(60, 100, epoch_length),
-        evaluation(steps[1], 0.2),
-    ]
-    run = tool._read_log(write_log(tmp_path / "scalars.json", records))
-    assert list(run.losses) == list(range(10, 101, 10))
-    assert [e.epoch for e in run.evaluations] == epochs
-    assert [e.iteration for e in run.evaluations] == [50, 100]
-    assert run.evaluations[1].scores == {"bbox_mAP": 0.2, "bbox_mAP_50": pytest.approx(0.3)}
-    axes = tool._draw_curves(run).axes
-    assert axes[0].get_xlabel() == "iteration"
-    assert axes[1].get_xlabel() == ("iteration" if epochs[0] is None else "epoch")
-
-
-def test_a_resumed_run_replaces_what_was_lost(tmp_path):
-    records = [
-        *training_lines(10, 50, 50),
-        evaluation(1, 0.1),
-        *training_lines(60, 100, 50),
-        evaluation(2, 0.7),
-    ]
-    broken = write_log(tmp_path / "first.json", [*records, *training_lines(110, 120, 50)])
-    broken.write_text(broken.read_text() + '{"lr": 0.0')
-    resumed = [{**line, "loss": 5.0} for line in training_lines(60, 100, 50)]
-    resumed = write_log(tmp_path / "second.json", [*resumed, evaluation(2, 0.2)])
-    for order in ((broken, resumed), (resumed, broken)):
-        run = tool._merge_runs([tool._read_log(log) for log in order])
-        assert list(run.losses) == list(range(10, 101, 10))
-        assert set(list(run.losses.values())[5:]) == {5.0}
-        assert [(e.epoch, e.scores["bbox_mAP"]) for e in run.evaluations] == [(1, 0.1), (2, 0.2)]
-
-
-def test_a_log_with_losses_or_evaluations_alone_is_drawn(tmp_path):
-    losses = write_log(tmp_path / "losses.json", [*training_lines(10, 30), {"loss": float("nan"), "step": 40}])
-    scores = write_log(tmp_path / "scores.json", [evaluation(1, 0.3)])
-    for log in (losses, scores):
-        assert len(tool._draw_curves(tool._read_log(log)).axes) == 1
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -273,16 +206,3 @@ def test_program(files, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         tool.main()
     assert "cannot read" in capsys.readouterr().err
-
-
-def test_reads_detectron2s_log(tmp_path):
-    """Losses and hundredths of AP by iteration, NaN left out, what a resumed run repeats counted once."""
-    log = tmp_path / "metrics.json"
-    log.write_text(
-        '{"iteration": 19, "total_loss": 2.0, "loss_mask": 0.7}\n'
-        '{"iteration": 39, "total_loss": 1.0, "bbox/AP": 21.5, "bbox/APl": NaN, "segm/AP": NaN, "bbox/AP-star": 3.0}\n'
-        '{"iteration": 39, "total_loss": 1.5}\n'
-    )
-    run = tool._read_log(log)
-    assert run.losses == {19: 2.0, 39: 1.5}
-    assert [(e.iteration, e.epoch, e.scores) for e in run.evaluations] == [(39, None, {"bbox_mAP": 0.215})]

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from PIL import Image
 
+from defocus_eval.logs import read_logs
+
 SIZE = (24, 32)
 
 
@@ -51,13 +53,10 @@ def test_draws_predictions_and_curves(folder):
     assert square / (square + ground) == pytest.approx(64 / 768, rel=0.1)
 
 
-def test_parts_of_a_resumed_run_are_joined(folder, monkeypatch):
-    monkeypatch.syspath_prepend("tools")
-    from show_segmentation import read_logs
-
-    losses, scores = read_logs([folder / "0.json", folder / "1.json"])
-    assert losses == pytest.approx({10: 0.1, 20: 0.05, 30: 1 / 30})
-    assert scores == {20: 0.5, 30: 0.51}
+def test_parts_of_a_resumed_run_are_joined(folder):
+    run = read_logs([folder / "0.json", folder / "1.json"])
+    assert run.losses == pytest.approx({10: 0.1, 20: 0.05, 30: 1 / 30})
+    assert {e.iteration: e.scores["mIoU"] for e in run.evaluations} == {20: 0.5, 30: 0.51}
 
 
 @pytest.mark.parametrize(
