@@ -132,5 +132,6 @@ def _join(path: Path, parts: list[Predictions]) -> Predictions:
             entries={**joined.entries, **part.entries},
             numbers={**joined.numbers, **part.numbers},
             notes=joined.notes + part.notes,
+            box_areas=part.box_areas if joined.box_areas is None else joined.box_areas,
         )
     return replace(joined, path=path)

@@ -92,9 +92,8 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
     orders = {tuple(entry) for entry in content}
     writers = {WRITERS.get(order, "unknown") for order in orders}
     writer = writers.pop() if len(writers) == 1 else "unknown"
-    notes = []
-    both = bool(masks) and bool(boxes)
-    if both:
+    notes, box_areas = [], None
+    if masks and boxes:
         notes.append(
             f"{path.name}: bbox was taken out of {len(masks)} entries of masks: with it pycocotools takes a mask's "
             "size from its box, and APs, APm, APl of masks are wrong"
@@ -102,7 +101,9 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
         if writer == "mmdet":
             masked = set(masks)
             boxes = [index for index in boxes if index not in masked]
-    _check_boxes(path, content, boxes)
+        if all("bbox" in content[index] for index in masks):
+            box_areas = _boxes(path, content, masks)[:, 2:].prod(1)
+    _boxes(path, content, boxes)
     entries, numbers = {}, {}
     if boxes:
         entries["bbox"] = [_without(content[index], "segmentation") for index in boxes]
@@ -111,7 +112,7 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
         entries["segm"], mended = _masks(path, content, masks, truth)
         numbers["segm"] = _numbering(path, masks)
         notes += mended
-    return Predictions(tuple(entries), writer, path, entries, numbers=numbers, notes=tuple(notes))
+    return Predictions(tuple(entries), writer, path, entries, numbers=numbers, notes=tuple(notes), box_areas=box_areas)
 
 
 def _numbering(path: Path, indices: list[int]) -> Callable[[int], str]:
@@ -180,17 +181,19 @@ def _numbers(path: Path, content: list[dict], key: str, shape: tuple[int, ...], 
     raise AssertionError("a column that is no array has an entry that is wrong")
 
 
-def _check_boxes(path: Path, content: list[dict], boxes: list[int]) -> None:
-    if not boxes:
-        return
-    column = _numbers(path, content, "bbox", (4,), boxes)
+def _boxes(path: Path, content: list[dict], indices: list[int]) -> np.ndarray:
+    """Boxes of some entries, `(n, 4)`."""
+    if not indices:
+        return np.zeros((0, 4))
+    column = _numbers(path, content, "bbox", (4,), indices)
     bad = np.flatnonzero(~np.isfinite(column).all(1) | (column[:, 2:] < 0).any(1))
     if len(bad):
-        index = boxes[bad[0]]
+        index = indices[bad[0]]
         raise InputError(
             f"{path}, entry {index + 1}: bbox {content[index]['bbox']} is no box; "
             "write finite x, y, width, height in pixels, width and height not negative"
         )
+    return column
 
 
 def _masks(path: Path, content: list[dict], masks: list[int], truth: Truth) -> tuple[list[dict], list[str]]:

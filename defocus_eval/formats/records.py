@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 TruthKind = Literal["instances", "lvis", "panoptic", "semantic", "cityscapes", "ade20k", "images"]
 Task = Literal["bbox", "segm", "panoptic", "semantic"]
 
@@ -53,6 +55,7 @@ class Predictions:
         files: PNG by image id; empty where there are none.
         numbers: By task, a function from an index of `entries` to where the entry stands, for messages.
         notes: What a reader should know about how the file was understood and mended.
+        box_areas: Of the boxes taken out of the entries of masks, `(n,)`; None where there were none.
     """
 
     kind: tuple[Task, ...]
@@ -63,3 +66,4 @@ class Predictions:
     files: Mapping[int, Path] = field(default_factory=dict, repr=False)
     numbers: Mapping[str, Callable[[int], str]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    box_areas: np.ndarray | None = field(default=None, repr=False)
