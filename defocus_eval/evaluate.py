@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -164,15 +165,24 @@ def _score(
         result |= analysis.details(scorer, weights, level)
         result["elsewhere"] = trainers.of_detection(scorer, predictions)
         if scorer.lvis and scorer.task != "boundary":
-            entries = predictions.entries[scorer.task]
-            fixed = Detection(scorer.truth, entries, scorer.task, most_of_class=FIXED_MOST).official()
-            result["fixed"] = {name: score for name, score in fixed.items() if name.startswith("AP")}
+            result["fixed"] = _fixed(scorer, predictions)
     else:
         result |= scorer.details(weights, level)
         if isinstance(scorer, Semantic):
             result["elsewhere"] = trainers.of_semantic(scorer, predictions)
     result["images"] = {str(image_id): score for image_id, score in scorer.of_images.items()}
     return result, resampled
+
+
+def _fixed(scorer: Detection, predictions: Predictions) -> dict[str, Any]:
+    """AP-fixed: as many detections of a class as it counts, however many of an image."""
+    entries = predictions.entries[scorer.task]
+    scores = Detection(scorer.truth, entries, scorer.task, most_of_class=FIXED_MOST).official()
+    return {
+        "scores": {name: score for name, score in scores.items() if name.startswith("AP")},
+        # A file cut to the official number of an image cannot show what the model finds without that cut.
+        "most_of_image": max(Counter(entry["image_id"] for entry in entries).values()),
+    }
 
 
 def _compare(

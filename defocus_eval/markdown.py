@@ -63,10 +63,14 @@ def _about(about: dict[str, Any]) -> str:
 
 def _task(numbers: dict[str, Any], about: dict[str, Any], most_classes: int | None) -> list[str]:
     parts = [_scores(numbers)]
-    parts += [f"**{other['who'].capitalize()}**: {other['why']}." for other in numbers.get("elsewhere", [])]
-    if numbers.get("fixed"):
-        parts.append("AP-fixed (10,000 detections a class, no limit an image):")
-        parts.append(table(["", *numbers["fixed"]], [["AP-fixed", *map(percent, numbers["fixed"].values())]]))
+    parts += [f"**{other['who']}**: {other['why']}." for other in numbers.get("elsewhere", [])]
+    if "fixed" in numbers:
+        parts.append(
+            "AP-fixed: 10,000 detections of a class, no limit of an image; the file holds at most "
+            f"{numbers['fixed']['most_of_image']:,} of an image."
+        )
+        scores = numbers["fixed"]["scores"]
+        parts.append(table(["", *scores], [["AP-fixed", *map(percent, scores.values())]]))
     if "curves" in numbers:
         best = numbers["curves"]["score"]["best_F1"]
         parts.append(f"Best score to cut at: {best['at_least']:.2f}, F1 {percent(best['F1'])} at IoU 0.50.")

@@ -36,7 +36,7 @@ def read_panoptic_truth(path: Path, content: dict, categories: dict[int, str], f
         if "isthing" not in category:
             raise InputError(f"{path}, category {number} ({category['name']}) has no isthing; add 1 for things, else 0")
     images = {image["id"]: image for image in content["images"]}
-    _check_annotations(path, content["annotations"], images, categories, ("id", "category_id", "iscrowd"))
+    _check_annotations(path, content["annotations"], images, categories, ("id", "category_id", "area", "iscrowd"))
     split = path.stem.removeprefix("panoptic_")
     candidates = [folder] if folder else [path.with_suffix(""), path.parent.parent / "panoptic" / split, path.parent]
     cure = "give the folder of the ground truth's PNGs (--annotations-folder)"

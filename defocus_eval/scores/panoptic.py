@@ -57,7 +57,6 @@ def _count_image(
 ) -> None:
     areas = dict(zip(*(values.tolist() for values in np.unique(found_ids, return_counts=True))))
     _check_ids(areas, found, where)
-    true_areas = dict(zip(*(values.tolist() for values in np.unique(true_ids, return_counts=True))))
     pairs, overlaps = np.unique(true_ids.astype(np.uint64) * PAIR + found_ids, return_counts=True)
     overlap = {divmod(pair, int(PAIR)): pixels for pair, pixels in zip(pairs.tolist(), overlaps.tolist())}
 
@@ -66,7 +65,8 @@ def _count_image(
         first, second = true.get(true_id), found.get(found_id)
         if first is None or second is None or first["iscrowd"] or first["category_id"] != second["category_id"]:
             continue
-        union = areas[found_id] + true_areas[true_id] - pixels - overlap.get((VOID, found_id), 0)
+        # The area of an object is what its annotation says, as in panopticapi.
+        union = areas[found_id] + first["area"] - pixels - overlap.get((VOID, found_id), 0)
         if pixels / union > 0.5:
             matched |= {("true", true_id), ("found", found_id)}
             counts[column[first["category_id"]], [IOU, TP]] += (pixels / union, 1)

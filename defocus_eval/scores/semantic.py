@@ -226,6 +226,7 @@ class Semantic:
         # A category takes what is predicted as any class of it with objects, also one that is not scored.
         wide, _ = _category_rows(all_objects=True)
         single = _weigh(weights, self.weighted.by_class(self.images, group, wide, len(names)))
+        of_categories = _weigh(weights, self.pixels.by_class(self.images, group, wide, len(names)))
         has_objects = np.isin(names, [label.category for label in LABELS if label.has_instances])
         scores["category_miIoU"] = mean_of_defined(_object_iou(single, of_categories)[:, has_objects], 1)
         return scores
