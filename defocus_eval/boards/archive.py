@@ -1,0 +1,89 @@
+"""Zip archives that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from defocus_eval.errors import InputError
+
+# What is compressed already is stored as it is.
+_COMPRESSED = {".png"}
+# The earliest that a zip can tell: the same content gives the same file.
+_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class Member(NamedTuple):
+    """A file of an archive.
+
+    Attributes:
+        name: With its folders, from the archive's root.
+        chunks: Its content, in parts that are made when they are written.
+    """
+
+    name: str
+    chunks: Iterable[bytes]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place at the end, and is gone after any error or interruption."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp keeps others from reading.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_zip(path: Path, members: Iterable[Member]) -> None:
+    """Writes the members, in their order, to ``path``, which must be the temporary file of `replacing`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members:
+            info = zipfile.ZipInfo(member.name, _TIME)
+            stored = Path(member.name).suffix in _COMPRESSED
+            info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            with archive.open(info, "w", force_zip64=True) as file:
+                for chunk in member.chunks:
+                    file.write(chunk)
+
+
+def unpack(path: Path, folder: Path) -> list[str]:
+    """Unpacks ``path`` into ``folder``; returns the names of its files.
+
+    Raises:
+        InputError: It is no zip, is damaged, or names a file outside of itself.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            for name in names:
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise InputError(f"{path} holds {name}, which leads outside of it; make the package anew")
+            archive.extractall(folder)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot unpack {path} ({error}); make the package anew") from error
+    return names
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
