@@ -16,4 +16,6 @@ dataloader.train.mapper.update(
     image_format="RGB",
     recompute_boxes=True,  # from the cropped masks
 )
+# Where the results file is left.
+dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)]

@@ -17,7 +17,9 @@ def use_lvis(dataloader, model, train, lr_multiplier):
         )
     )
     dataloader.test.dataset.names = "lvis_v1_val"
-    dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
+    dataloader.evaluator = L(LVISEvaluator)(
+        dataset_name="${..test.dataset.names}", max_dets_per_image=300, output_dir="${train.output_dir}/inference"
+    )
 
     heads = model.roi_heads
     heads.num_classes = num_classes

@@ -7,4 +7,6 @@ dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.dataset.update(names="coco_2017_train_panoptic_stuffonly", filter_empty=False)
 dataloader.train.mapper.update(image_format="RGB", use_instance_mask=False)
 dataloader.test.dataset.names = "coco_2017_val_panoptic_stuffonly"
-dataloader.evaluator = L(SemSegEvaluator)(dataset_name="${..test.dataset.names}")
+dataloader.evaluator = L(SemSegEvaluator)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}/inference"
+)
