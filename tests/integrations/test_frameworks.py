@@ -33,7 +33,7 @@ OLD = {
 }
 BROKEN = {
     "timm": {"__init__": "__version__ = '1.0.31'\n", "models": TIMM_MODELS, "data": "raise OSError('no such library')"},
-    "mmengine": {"__init__": "__version__ = '0.10.7'\n", "registry": REGISTRY, "hooks": "int.gone"},
+    "mmengine": {"__init__": "__version__ = '0.10.7'\n", "dist": "int.gone", "registry": REGISTRY, "hooks": "int.gone"},
 }
 
 
