@@ -1,4 +1,4 @@
-"""Trains a tiny De-focus Mask R-CNN on drawn shapes with Detectron2, scores it, and draws what it sees.
+"""Trains a tiny De-focus Mask R-CNN on drawn shapes with Detectron2, scores it, draws it, and writes a page.
 
 Everything is left in work_dirs/. A second run reuses what is there; an interrupted one resumes.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from steps import ROOT, draw_shapes, run_step
+from steps import ROOT, draw_shapes, report, run_step, show
 
 CONFIG = "detectron2_projects/rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
 
@@ -36,11 +36,10 @@ def main() -> None:
     scoring = [*train, "--eval-only", f"train.init_checkpoint={final}"]
     run_step("Scoring with Detectron2", scoring, unless=predictions, newer_than=final)
 
-    show = [sys.executable, "tools/show_results.py", "--annotations", config.data.test_json]
-    show += ["--images", config.data.test_images, "--predictions", predictions, "--out", work_dir]
-    show += ["--score-threshold", "0.5", "--log", work_dir / "metrics.json"]
-    run_step("Drawing predictions and curves", show)
-    print(f"\nLook at {work_dir}/predictions.png and {work_dir}/curves.png")
+    scored = ["--annotations", config.data.test_json, "--predictions", predictions]
+    images, logs = config.data.test_images, [work_dir / "metrics.json"]
+    show("show_results.py", [*scored, "--images", images, "--score-threshold", "0.5"], work_dir, logs)
+    report(scored, images, work_dir, logs, CONFIG, final)
 
 
 if __name__ == "__main__":

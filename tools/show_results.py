@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--predictions", required=True, metavar="JSON", help="detections, COCO results format")
     parser.add_argument(
         "--log",
-        nargs="+",
+        nargs="*",
         default=[],
         metavar="JSON",
         help="scalars.json or metrics.json of the run, and of those resumed from it",

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,6 +65,44 @@ def time_block(budget: float = 1.0) -> tuple[float, float]:
                 block(tokens).sum().backward()
             measured.append(time.perf_counter() - start)
     return min(times[False]), min(times[True])
+
+
+def train_and_test(
+    package: str, tools: Path, config_file: str, work_dir: Path, final: Path, test_options: Sequence[str | Path]
+) -> None:
+    """Trains with the ``tools/`` of mmdet or mmseg until ``final`` is there, and scores that checkpoint."""
+    environment = mmcv_environment()
+    train = [sys.executable, tools / "train.py", config_file, "--work-dir", work_dir, "--resume", *fastest_precision()]
+    run_step(f"Training with {package}'s tools/train.py", train, environment, unless=final)
+    test = [sys.executable, tools / "test.py", config_file, final, "--work-dir", work_dir / "test", *test_options]
+    run_step(f"Scoring the checkpoint with {package}'s tools/test.py", test, environment)
+
+
+def show(tool: str, files: Sequence[str | Path], work_dir: Path, logs: Sequence[Path]) -> None:
+    """Draws predictions and curves with ``tools/<tool>`` into ``work_dir``."""
+    command = [sys.executable, f"tools/{tool}", *files, "--out", work_dir, "--log", *logs]
+    run_step("Drawing predictions and curves", command)
+
+
+def report(
+    scored: Sequence[str | Path], images: Path, work_dir: Path, logs: Sequence[Path], config_file: str, final: Path
+) -> None:
+    """Prints the official table, writes the page, and says what there is to look at.
+
+    Args:
+        scored: What `tools/evaluate.py` and `tools/report.py` are told of predictions and ground truth.
+        images: Folder of the images.
+        work_dir: Where all is left.
+        logs: Of the training.
+        config_file: Of the training.
+        final: The checkpoint.
+    """
+    command = [sys.executable, "tools/evaluate.py", *scored, "--json", work_dir / "scores.json"]
+    run_step("The official scores", command)
+    command = [sys.executable, "tools/report.py", *scored, "--images", images, "--out", work_dir / "report.html"]
+    command += ["--config", config_file, "--checkpoint", final, "--log", *logs]
+    run_step("Writing the page", command)
+    print(f"\nLook at {work_dir}/report.html, {work_dir}/predictions.png and {work_dir}/curves.png")
 
 
 def run_step(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from defocus_eval.logs import read_logs
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,7 +20,7 @@ def load_demo(tmp_path, monkeypatch):
 
     def load(name):
         monkeypatch.syspath_prepend(str(ROOT / "tools"))
-        for folder in ("tools", "mmdet_configs"):
+        for folder in ("tools", "mmdet_configs", "mmseg_configs"):
             (tmp_path / folder).symlink_to(ROOT / folder)
         demo = importlib.import_module(name)
         commands = {}
@@ -52,8 +54,23 @@ def test_the_curves_of_a_resumed_demo_are_those_of_all_its_parts(load_demo, monk
     monkeypatch.setattr(show_results, "show_results", lambda logs, **_: drawn.append(logs) or [])
     monkeypatch.setattr(sys, "argv", [str(word) for word in commands["show_results.py"][1:]])
     show_results.main()
-    run = show_results._merge_runs([show_results._read_log(Path(log)) for log in drawn[0]])
-    assert run.losses == {50: 1.0, 100: 1.0, 150: 2.0, 200: 2.0}
+    assert read_logs(drawn[0]).losses == {50: 1.0, 100: 1.0, 150: 2.0, 200: 2.0}
+
+
+@pytest.mark.parametrize(("name", "package"), [("demo", "mmdet"), ("demo_seg", "mmseg")])
+def test_a_demo_ends_with_the_official_table_and_the_page(load_demo, monkeypatch, name, package):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    demo, commands = load_demo(name)
+    demo.main()
+    assert list(commands)[-2:] == ["evaluate.py", "report.py"]
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    official, page = ([str(word) for word in commands[f"{tool}.py"][2:]] for tool in ("evaluate", "report"))
+    told = importlib.import_module("report")._parser().parse_args(page)
+    # Both score the same files.
+    assert official[: official.index("--json")] == page[: page.index("--images")]
+    assert told.images == Path("work_dirs/shapes/val") and told.out.name == "report.html"
+    assert told.checkpoint.suffix == ".pth" and Path(told.config).is_file()
+    assert (told.classes or [])[:2] == (["background", "circle"] if name == "demo_seg" else [])
 
 
 @pytest.mark.parametrize(("predicted", "scored"), [(100, True), (300, False)])
