@@ -165,7 +165,7 @@ def _score(
         result |= analysis.details(scorer, weights, level)
         result["elsewhere"] = trainers.of_detection(scorer, predictions)
         if scorer.lvis and scorer.task != "boundary":
-            result["fixed"] = _fixed(scorer, predictions)
+            result |= _fixed(scorer, predictions)
     else:
         result |= scorer.details(weights, level)
         if isinstance(scorer, Semantic):
@@ -179,7 +179,7 @@ def _fixed(scorer: Detection, predictions: Predictions) -> dict[str, Any]:
     entries = predictions.entries[scorer.task]
     scores = Detection(scorer.truth, entries, scorer.task, most_of_class=FIXED_MOST).official()
     return {
-        "scores": {name: score for name, score in scores.items() if name.startswith("AP")},
+        "fixed": {name: score for name, score in scores.items() if name.startswith("AP")},
         # A file cut to the official number of an image cannot show what the model finds without that cut.
         "most_of_image": max(Counter(entry["image_id"] for entry in entries).values()),
     }

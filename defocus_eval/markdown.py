@@ -67,9 +67,9 @@ def _task(numbers: dict[str, Any], about: dict[str, Any], most_classes: int | No
     if "fixed" in numbers:
         parts.append(
             "AP-fixed: 10,000 detections of a class, no limit of an image; the file holds at most "
-            f"{numbers['fixed']['most_of_image']:,} of an image."
+            f"{numbers['most_of_image']:,} of an image."
         )
-        scores = numbers["fixed"]["scores"]
+        scores = numbers["fixed"]
         parts.append(table(["", *scores], [["AP-fixed", *map(percent, scores.values())]]))
     if "curves" in numbers:
         best = numbers["curves"]["score"]["best_F1"]

@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in filter(None, outputs.values()):
             _check_output(path)
         result = evaluate(**options)
-        print(to_markdown(result, SHOWN), end="")
+        print(to_markdown(result, SHOWN))
         texts = {"json": json.dumps(result, indent=1, allow_nan=False) + "\n", "markdown": to_markdown(result)}
         for kind, path in outputs.items():
             if path:
                 _write(path, texts[kind])
-                print(f"\nwrote {path}")
+                print(f"wrote {path}")
     except InputError as error:
         parser.error(str(error))
     return 0

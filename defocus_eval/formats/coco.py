@@ -85,11 +85,11 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
             f"{path} holds boxes or masks of objects, {truth.path} is ground truth of kind {truth.kind}; "
             "give the instances annotations"
         )
-    _check_keys(path, content)
+    orders = {tuple(entry) for entry in content if type(entry) is dict}
+    _check_keys(path, content, orders)
     _check_references(path, content, truth)
     masks = [index for index, entry in enumerate(content) if "segmentation" in entry]
     boxes = [index for index, entry in enumerate(content) if "bbox" in entry]
-    orders = {tuple(entry) for entry in content}
     writers = {WRITERS.get(order, "unknown") for order in orders}
     writer = writers.pop() if len(writers) == 1 else "unknown"
     notes, box_areas = [], None
@@ -106,7 +106,8 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
     _boxes(path, content, boxes)
     entries, numbers = {}, {}
     if boxes:
-        entries["bbox"] = [_without(content[index], "segmentation") for index in boxes]
+        chosen = content if len(boxes) == len(content) else [content[index] for index in boxes]
+        entries["bbox"] = [_without(entry, "segmentation") for entry in chosen] if masks else chosen
         numbers["bbox"] = _numbering(path, boxes)
     if masks:
         entries["segm"], mended = _masks(path, content, masks, truth)
@@ -125,16 +126,24 @@ def _without(entry: dict, key: str) -> dict:
     return {name: value for name, value in entry.items() if name != key}
 
 
-def _check_keys(path: Path, content: list) -> None:
+def _check_keys(path: Path, content: list, orders: set[tuple]) -> None:
+    """Refuses the first entry whose keys, one of ``orders``, are not those of a result."""
     cure = "write COCO results: image_id, category_id, score, bbox or segmentation"
-    for number, entry in enumerate(content, 1):
-        if not isinstance(entry, dict):
-            raise InputError(f"{path} is not a COCO results file: entry {number} is no object; {cure}")
-        absent = [key for key in ("image_id", "category_id", "score") if key not in entry]
-        if "bbox" not in entry and "segmentation" not in entry:
-            absent.append("bbox or segmentation")
-        if absent:
-            raise InputError(f"{path} is not a COCO results file: entry {number} has no {', '.join(absent)}; {cure}")
+    if set(map(type, content)) != {dict}:
+        number = next(n for n, entry in enumerate(content, 1) if type(entry) is not dict)
+        raise InputError(f"{path} is not a COCO results file: entry {number} is no object; {cure}")
+    wrong = {order: absent for order in orders if (absent := _absent(order))}
+    if wrong:
+        number, order = next((n, tuple(entry)) for n, entry in enumerate(content, 1) if tuple(entry) in wrong)
+        absent = ", ".join(wrong[order])
+        raise InputError(f"{path} is not a COCO results file: entry {number} has no {absent}; {cure}")
+
+
+def _absent(keys: tuple) -> list[str]:
+    absent = [key for key in ("image_id", "category_id", "score") if key not in keys]
+    if "bbox" not in keys and "segmentation" not in keys:
+        absent.append("bbox or segmentation")
+    return absent
 
 
 def _check_references(path: Path, content: list[dict], truth: Truth) -> None:
@@ -153,12 +162,11 @@ def _check_references(path: Path, content: list[dict], truth: Truth) -> None:
 
 
 def _distinct(path: Path, content: list[dict], key: str) -> set:
-    number = next((n for n, entry in enumerate(content, 1) if type(entry[key]) is not int), None)
-    if number is not None:
-        raise InputError(
-            f"{path}, entry {number}: {key} {content[number - 1][key]!r} is no whole number; write the id of the truth"
-        )
-    return {entry[key] for entry in content}
+    values = [entry[key] for entry in content]
+    if set(map(type, values)) != {int}:
+        number, value = next((n, value) for n, value in enumerate(values, 1) if type(value) is not int)
+        raise InputError(f"{path}, entry {number}: {key} {value!r} is no whole number; write the id of the truth")
+    return set(values)
 
 
 def _numbers(path: Path, content: list[dict], key: str, shape: tuple[int, ...], indices: Iterable[int] | None = None):

@@ -8,7 +8,6 @@ Source of the rule: `accumulate` of pycocotools.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,47 +44,49 @@ def count_objects(matches: Matches, weights: np.ndarray) -> np.ndarray:
     return counts
 
 
-def accumulate(
-    matches: Matches, weights: np.ndarray, areas: Collection[str] = tuple(AREAS), most: int | None = None
-) -> Accumulated:
+def accumulate(matches: Matches, weights: np.ndarray, most: int | None = None) -> Accumulated:
     """Average precision and recall of each class.
 
     Args:
         matches: What was matched.
         weights: `(samples, images)`, whole numbers.
-        areas: Size ranges to compute; the others are left NaN.
         most: Detections of an image and class that count; None for all that were matched.
     """
     shape = (len(AREAS), len(THRESHOLDS), matches.categories, len(weights))
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     objects = count_objects(matches, weights)
-    ignored = matches.ignored
-    for area, name in enumerate(AREAS):
-        if name not in areas:
-            continue
-        for category in range(matches.categories):
-            if objects[area, category].any():
-                found = _accumulate_class(
-                    matches, ignored[area], weights, area, category, objects[area, category], most
-                )
-                precision[area, :, category], recall[area, :, category] = found
+    for area in range(len(AREAS)):
+        for category in np.flatnonzero(objects[area].any(1)):
+            found = _accumulate_class(matches, weights, area, category, objects[area, category], most)
+            precision[area, :, category], recall[area, :, category] = found
     return Accumulated(precision, recall)
 
 
+def recall_of(matches: Matches, weights: np.ndarray, most: int | None) -> np.ndarray:
+    """Recall of objects of all sizes alone, `(thresholds, categories, samples)`; arguments as for `accumulate`."""
+    recall = np.full((len(THRESHOLDS), matches.categories, len(weights)), np.nan)
+    hits = matches.matched[0] & ~matches.ignored[0]
+    if most is not None:
+        hits = np.where(matches.rank < most, hits, 0)
+    objects = count_objects(matches, weights)[0]
+    for category in np.flatnonzero(objects.any(1)):
+        rows = slice(*matches.starts[category : category + 2])
+        found = np.flatnonzero(hits[rows])
+        drawn = weights[:, matches.found.image[rows][found]].astype(np.float64)
+        sums = drawn @ (hits[rows][found, None] & BITS > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall[:, category] = np.where(objects[category] > 0, sums.T / objects[category], np.nan)
+    return recall
+
+
 def _accumulate_class(
-    matches: Matches,
-    ignored: np.ndarray,
-    weights: np.ndarray,
-    area: int,
-    category: int,
-    objects: np.ndarray,
-    most: int | None,
+    matches: Matches, weights: np.ndarray, area: int, category: int, objects: np.ndarray, most: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and recall of one class, each `(thresholds, samples)`."""
     rows = np.arange(matches.starts[category], matches.starts[category + 1])
     if most is not None:
         rows = rows[matches.rank[rows] < most]
-    matched, ignored = matches.matched[area, rows], ignored[rows]
+    matched, ignored = matches.matched[area, rows], matches.ignored[area, rows]
     image = matches.found.image[rows]
     counted = ~ignored & ALL_BITS
     # Precision is read where something is found. In between, a sum over what is false is enough; what finds nothing
@@ -158,17 +159,41 @@ def average_of_images(matches: Matches, most: int | None = None) -> np.ndarray:
     found_pair = matches.found.image[rows].astype(np.int64) * matches.categories + matches.found.category[rows]
     order = np.argsort(found_pair, kind="stable")
     rows, found_pair = rows[order], found_pair[order]
-    first, last = np.searchsorted(found_pair, pairs), np.searchsorted(found_pair, pairs, "right")
+    # Only detections in a pair with objects; their pairs by number, one after the other.
+    known = np.isin(found_pair, pairs)
+    rows, segment = rows[known], np.searchsorted(pairs, found_pair[known])
     averages = np.zeros(len(pairs))
-    for number in np.flatnonzero(last > first):
-        here = rows[first[number] : last[number]]
-        if matches.matched[area, here].any():
-            counts = counted[here, None] & BITS > 0
-            hit = (matches.matched[area, here, None] & BITS > 0) & counts
-            found, so_far = np.cumsum(hit, axis=0).T.astype(np.float64), np.cumsum(counts, axis=0).T
-            averages[number] = _average(found, so_far, objects[number]).mean()
+    for bit in BITS:
+        hit = matches.matched[area, rows] & counted[rows] & bit > 0
+        so_far, found = _sums_within(counted[rows] & bit > 0, segment)[hit], _sums_within(hit, segment)[hit]
+        averages += _averages_within(found, so_far, segment[hit], objects) / len(BITS)
     image, starts = np.unique(pairs // matches.categories, return_index=True)
     of_images = np.full(matches.images, np.nan)
     if len(image):
         of_images[image] = np.add.reduceat(averages, starts) / np.diff([*starts, len(pairs)])
     return of_images
+
+
+def _sums_within(values: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    """Running sums that start anew with each segment; segments lie together, in rising order."""
+    sums = np.cumsum(values)
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    before = np.repeat((sums - values)[starts], np.diff([*starts, len(values)]))
+    return sums - before
+
+
+def _averages_within(found: np.ndarray, counted: np.ndarray, segment: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """`_average` of each segment, `(segments,)`; what finds nothing is left out, and 0 where nothing is left."""
+    averages = np.zeros(len(objects))
+    if not len(found):
+        return averages
+    # From the right, each segment lies above the last, so that one maximum serves all.
+    lift = 2.0 * (segment[-1] - segment)
+    precision = found / (counted + np.spacing(1))
+    envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
+    reached = np.searchsorted(RECALLS, found / objects[segment], side="right")
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    steps = np.diff(reached, prepend=0)
+    steps[starts] = reached[starts]
+    averages[segment[starts]] = np.add.reduceat(envelope * steps, starts) / len(RECALLS)
+    return averages

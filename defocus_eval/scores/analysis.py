@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from defocus_eval.scores.accumulate import accumulate, count_objects
 from defocus_eval.scores.bootstrap import interval_of_fraction
 from defocus_eval.scores.detection import Detection
 from defocus_eval.scores.matching import AREAS, BITS
@@ -40,11 +39,10 @@ def class_names(detection: Detection) -> list[str]:
 
 def of_classes(detection: Detection, weights: np.ndarray | None, level: float) -> dict[str, dict]:
     """AP of each class, in all and by size, its interval, how many objects there are, and its best score to cut at."""
-    once = np.ones((1, detection.matches.images), np.uint8)
-    most = detection.most
-    accumulated = accumulate(detection.matches, once, most=most)
-    resampled = None if weights is None else accumulate(detection.matches, weights, ("all",), most)
-    objects = count_objects(detection.matches, once)[:, :, 0]
+    accumulated = detection.accumulated(None, detection.most)
+    resampled = None if weights is None else detection.accumulated(weights, detection.most)
+    present = detection.matches.objects.category[detection.matches.wanted[0]]
+    objects = np.bincount(present, minlength=detection.matches.categories)
     classes = {}
     for column, name in enumerate(class_names(detection)):
         precision = accumulated.precision[:, :, column, 0]
@@ -57,13 +55,13 @@ def of_classes(detection: Detection, weights: np.ndarray | None, level: float) -
             "AR": mean_of_defined(accumulated.recall[0, :, column], 0)[0],
         }
         classes[name] = {key: -1.0 if np.isnan(value) else float(value) for key, value in found.items()}
-        classes[name]["objects"] = int(objects[0, column])
+        classes[name]["objects"] = int(objects[column])
         if detection.lvis:
             classes[name]["frequency"] = str(detection.frequencies[column])
-        if resampled is not None and objects[0, column]:
+        if resampled is not None and objects[column]:
             values = mean_of_defined(resampled.precision[0, :, column], 0)
             classes[name]["interval"] = interval_of_fraction(float(averages[0]), values, level)
-        classes[name] |= _best_cut(detection, column, int(objects[0, column]))
+        classes[name] |= _best_cut(detection, column, int(objects[column]))
     return classes
 
 

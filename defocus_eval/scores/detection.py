@@ -16,7 +16,7 @@ import numpy as np
 
 from defocus_eval.formats import Truth
 from defocus_eval.progress import start_progress
-from defocus_eval.scores.accumulate import accumulate, average_of_images
+from defocus_eval.scores.accumulate import Accumulated, accumulate, average_of_images, recall_of
 from defocus_eval.scores.columns import Columns, best_of_each
 from defocus_eval.scores.matching import Matches, match
 from defocus_eval.scores.metrics import COCO_MOST, LVIS_MOST, Metric, coco_metrics, lvis_metrics
@@ -48,6 +48,7 @@ class Detection:
     ) -> None:
         self.truth, self.task, self.lvis = truth, task, truth.kind == "lvis"
         self.columns = Columns(truth, task)
+        self._accumulated: dict[tuple, tuple] = {}
         records = {record["id"]: record for record in truth.data["categories"]}
         category_ids = self.columns.category_ids
         self.frequencies = np.array([records[category_id].get("frequency", "") for category_id in category_ids])
@@ -98,13 +99,30 @@ class Detection:
             metrics: What to compute, the official numbers by default.
         """
         metrics = metrics or self.metrics
-        weights = np.ones((1, self.matches.images), np.uint8) if weights is None else weights
         scores = {}
         for most in dict.fromkeys(metric.most for metric in metrics.values()):
             group = {name: metric for name, metric in metrics.items() if metric.most == most}
-            accumulated = accumulate(self.matches, weights, {metric.area for metric in group.values()}, most)
+            if all((metric.kind, metric.area) == ("recall", "all") for metric in group.values()):
+                recall = recall_of(self.matches, self._weights(weights), most)
+                accumulated = Accumulated(recall[:0], recall[None])
+            else:
+                accumulated = self.accumulated(weights, most)
             scores |= {name: metric.of(accumulated, self.frequencies) for name, metric in group.items()}
         return {name: scores[name] for name in metrics}
+
+    def accumulated(self, weights: np.ndarray | None, most: int | None) -> Accumulated:
+        """Precision and recall of the classes, computed once for the same weights."""
+        # A limit that no image reaches is none.
+        if most is not None and not (self.matches.rank >= most).any():
+            most = None
+        key = (id(weights), most)
+        if key not in self._accumulated:
+            # The weights are kept, too: no others can have their id.
+            self._accumulated[key] = weights, accumulate(self.matches, self._weights(weights), most)
+        return self._accumulated[key][1]
+
+    def _weights(self, weights: np.ndarray | None) -> np.ndarray:
+        return np.ones((1, self.matches.images), np.uint8) if weights is None else weights
 
     def own_scores(self, metrics: dict[str, Metric] | None = None) -> dict[str, float]:
         """Numbers that follow from the matches, -1 where there is nothing to find."""
@@ -116,15 +134,15 @@ class Detection:
         own = self.own_scores()
         if self.task == "boundary":
             return own
-        scores = {name: self._read(metric) for name, metric in self.metrics.items()}
+        arrays = self.evaluator.eval
+        scores = {name: self._read(arrays[metric.kind], metric) for name, metric in self.metrics.items()}
         apart = [name for name, value in scores.items() if abs(value - own[name]) > ROUNDING]
         assert not apart, f"two ways to {apart[0]} of {self.task} disagree: {scores[apart[0]]} and {own[apart[0]]}"
         return scores
 
-    def _read(self, metric: Metric) -> float:
-        """A number from the arrays of the library."""
+    def _read(self, values: np.ndarray, metric: Metric) -> float:
+        """A number from an array of the library."""
         parameters = self.evaluator.params
-        values = self.evaluator.eval[metric.kind]
         values = values[..., list(parameters.area_rng_lbl).index(metric.area), :]
         values = values[..., 0 if metric.most is None else list(parameters.max_dets).index(metric.most)]
         if metric.threshold is not None:
@@ -139,6 +157,7 @@ class Detection:
         found = self.matches.found
         kept = self.source[self.matches.source]
         other = copy(self)
+        other._accumulated = {}
         other.matches = replace(self.matches, found=replace(found, area=areas[kept]))
         return other.own_scores()
 
@@ -153,6 +172,9 @@ class Detection:
         truth = hotcoco.COCO({**self.truth.data, "annotations": annotations})
         found = hotcoco.LVISResults(truth, self.entries, max_dets=-1) if self.lvis else truth.load_res(self.entries)
         evaluator = hotcoco.COCOeval(truth, found, self.task, lvis_style=self.lvis)
+        if self.lvis:
+            # Unlike lvis-api, hotcoco 1.3 would cut to 300 of an image and class, where AP-fixed has no limit.
+            evaluator.params.max_dets = [max(LVIS_MOST, len(self.entries))]
         evaluator.evaluate()
         evaluator.accumulate()
         return evaluator

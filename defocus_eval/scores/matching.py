@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Matches:
     objects: Objects
     wanted: np.ndarray
 
-    @property
+    @cached_property
     def ignored(self) -> np.ndarray:
         """`(areas, n)` uint16, a bit where a detection counts neither as found nor as false.
 

@@ -185,7 +185,8 @@ class Semantic:
         table, note = read_labels(pixels, truth)
         self.notes = (note,) if note else ()
         self.pixels, self.weighted = relabel(pixels, table), relabel(weighted, table)
-        self.names = truth.categories or _number_labels(self.pixels, truth.ignore_label)
+        names = truth.categories or _number_labels(self.pixels)
+        self.names = {label: name for label, name in names.items() if label != truth.ignore_label}
         self.labels = np.array(list(self.names))
         rows = np.full(VALUES, -1)
         rows[self.labels] = np.arange(len(self.labels))
@@ -265,11 +266,11 @@ class Semantic:
         return {"labels": [*self.names.values(), "none"], "matrix": matrix.astype(np.int64)[:-1].tolist()}
 
 
-def _number_labels(pixels: Pixels, ignored: int | None) -> dict[int, str]:
+def _number_labels(pixels: Pixels) -> dict[int, str]:
     """Labels without names: all up to the largest that is there or predicted, 255 apart."""
     values = np.concatenate([pixels.true, pixels.found])
-    values = values[(values != ignored) & (values < VALUES - 1)]
-    return {label: str(label) for label in range(int(values.max(initial=0)) + 1) if label != ignored}
+    values = values[values < VALUES - 1]
+    return {label: str(label) for label in range(int(values.max(initial=0)) + 1)}
 
 
 def _category_rows(all_objects: bool = False) -> tuple[np.ndarray, list[str]]:
