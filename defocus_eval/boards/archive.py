@@ -57,7 +57,8 @@ def write_zip(path: Path, members: Iterable[Member]) -> None:
             stored = Path(member.name).suffix in _COMPRESSED
             info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            with archive.open(info, "w", force_zip64=True) as file:
+            # Where a file may become larger than 2 GiB; not everywhere, for old programs do not read it.
+            with archive.open(info, "w", force_zip64=member.name.endswith(".json")) as file:
                 for chunk in member.chunks:
                     file.write(chunk)
 
