@@ -124,8 +124,8 @@ def _set_notes(truth: Truth) -> list[str]:
     if truth.kind not in ("instances", "lvis") or all(record["id"] > 0 for record in truth.data["annotations"]):
         return []
     return [
-        f"{truth.path.name} has an annotation of id 0: pycocotools takes what finds it for a false detection, so its "
-        "own scores are slightly lower; here annotations were numbered anew"
+        f"{truth.path.name} has an annotation of id 0: pycocotools takes what finds it for a false detection, and so "
+        "do these scores; number annotations from 1"
     ]
 
 

@@ -74,7 +74,9 @@ class Detection:
                 return overlaps(rows[chosen], targets)
 
             most = None if self.lvis else most or COCO_MOST[-1]
-            self.matches: Matches = match(objects, found.take(rows), counted, *shape, most)
+            lost = np.array([record["id"] == 0 for record in truth.data["annotations"]], bool)
+            self.matches: Matches = match(objects, found.take(rows), counted, *shape, most, lost)
+        self.as_library = task != "boundary" and not lost.any()
 
     @property
     def most(self) -> int | None:
@@ -132,7 +134,8 @@ class Detection:
     def official(self) -> dict[str, float]:
         """The official numbers; -1 where there is nothing to find, as pycocotools has it."""
         own = self.own_scores()
-        if self.task == "boundary":
+        # The library has no boundaries, and finds objects of id 0, which pycocotools and lvis-api do not.
+        if not self.as_library:
             return own
         arrays = self.evaluator.eval
         scores = {name: self._read(arrays[metric.kind], metric) for name, metric in self.metrics.items()}
@@ -166,7 +169,6 @@ class Detection:
         """The library's evaluation of the same, accumulated."""
         annotations = [
             {"id": number, **{key: record[key] for key in ANNOTATION_KEYS if key in record}}
-            # Numbered anew: with an id of 0 pycocotools takes what was found for a miss.
             for number, record in enumerate(self.truth.data["annotations"], 1)
         ]
         truth = hotcoco.COCO({**self.truth.data, "annotations": annotations})

@@ -101,6 +101,7 @@ def match(
     images: int,
     categories: int,
     most: int | None = 100,
+    lost: np.ndarray | None = None,
 ) -> Matches:
     """Matches detections with objects of their image and class.
 
@@ -111,6 +112,8 @@ def match(
         images: Number of images.
         categories: Number of classes.
         most: Detections of one image and class that count, the best first; None for all.
+        lost: `(objects,)` bool, objects that are taken by what finds them, which then counts as having found none:
+            those of id 0, by which pycocotools marks what is not found.
     """
     # Ties go to the earlier image, then to the earlier entry.
     by_pair = np.lexsort((-detections.score, detections.category, detections.image))
@@ -122,10 +125,11 @@ def match(
 
     low, high = np.array(list(AREAS.values())).T[..., None]
     wanted = ~(objects.ignored | (objects.area < low) | (objects.area > high))
+    lost = np.zeros(len(objects), bool) if lost is None else lost
     matched = np.zeros((len(AREAS), len(found)), np.uint16)
     astray = np.zeros_like(matched)
     for batch in _batches(objects, pair, categories, by_pair, overlaps):
-        rows, first, second = batch.match(wanted, objects.crowd)
+        rows, first, second = batch.match(wanted, objects.crowd, lost)
         matched[:, rows] |= first
         astray[:, rows] |= second
     order = np.lexsort((found.image, -found.score, found.category))
@@ -159,11 +163,13 @@ class _Batch:
     targets: np.ndarray
     iou: np.ndarray
 
-    def match(self, wanted: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def match(
+        self, wanted: np.ndarray, crowd: np.ndarray, lost: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of detections, and bits by area: found something; what it found does not count."""
         pairs, detections, _ = self.iou.shape
         counts = np.moveaxis(wanted[:, self.targets], 0, 1)[:, :, None] & (self.targets >= 0)[:, None, None]
-        reusable = crowd[self.targets][:, None, None]
+        reusable, unseen = (kind[self.targets][:, None, None] for kind in (crowd, lost))
         # Pairs, areas, thresholds, objects.
         taken = np.zeros((pairs, len(AREAS), len(THRESHOLDS), self.targets.shape[1]), bool)
         least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
@@ -182,7 +188,8 @@ class _Batch:
             np.put_along_axis(now_taken, best, hit | np.take_along_axis(now_taken, best, -1), -1)
             taken[here] = now_taken
             on_counting = np.take_along_axis(np.broadcast_to(counts[here], possible.shape), best, -1)
-            hits[here, rank] = (hit[..., 0] * BITS).sum(-1)
+            found = hit & ~(on_counting & np.take_along_axis(np.broadcast_to(unseen[here], possible.shape), best, -1))
+            hits[here, rank] = (found[..., 0] * BITS).sum(-1)
             misses[here, rank] = ((hit & ~on_counting)[..., 0] * BITS).sum(-1)
         used = self.rows >= 0
         return self.rows[used], hits[used].T, misses[used].T

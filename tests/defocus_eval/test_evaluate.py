@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 pytest.importorskip("hotcoco", reason="hotcoco is not installed (the extra eval)")
 
@@ -158,10 +160,20 @@ def test_a_test_set_cannot_be_scored(tmp_path):
         evaluate(DATA / "mmdet_coco.bbox.json", write(tmp_path / "info.json", content))
 
 
-def test_an_annotation_of_id_0_is_told(tmp_path):
+def test_an_annotation_of_id_0_counts_as_it_does_in_pycocotools(tmp_path):
+    """Which takes what finds it for a false detection, for 0 is its mark of those that found nothing."""
     content = json.loads((DATA / "instances.json").read_text())
+    before = evaluate(DATA / "mmdet_coco.bbox.json", DATA / "instances.json", samples=0)["bbox"]
     content["annotations"][0]["id"] = 0
-    result = evaluate(DATA / "mmdet_coco.bbox.json", write(tmp_path / "truth.json", content), samples=0)
+    path = write(tmp_path / "truth.json", content)
+    result = evaluate(DATA / "mmdet_coco.bbox.json", path, samples=0)
+    truth = COCO(str(path))
+    official = COCOeval(truth, truth.loadRes(str(DATA / "mmdet_coco.bbox.json")), "bbox")
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    assert result["bbox"]["AP"] != before["AP"]
+    assert [result["bbox"][name] for name in OFFICIAL] == pytest.approx(list(official.stats), abs=1e-12)
     assert "annotation of id 0" in result["about"]["notes"][0]
 
 

@@ -110,13 +110,17 @@ def test_more_than_100_detections_of_a_class(tmp_path):
     assert logged["AR1000"] > official["AR100"]
 
 
-def test_an_annotation_of_id_0_is_found_like_any_other(tmp_path):
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_an_annotation_of_id_0_is_never_found_as_in_pycocotools(tmp_path, task):
     truth, content, found = drawn(tmp_path, 3)
-    expected = Detection(truth, entries_of(found, "bbox"), "bbox").official()
+    expected = Detection(truth, entries_of(found, task), task).official()
     for annotation in content["annotations"]:
         annotation["id"] -= 1
     other = read_truth(write(tmp_path / "from_0.json", content))
-    assert Detection(other, entries_of(found, "bbox"), "bbox").official() == expected
+    official = Detection(other, entries_of(found, task), task).official()
+    assert official != expected
+    stats = pycocotools(content, entries_of(found, task), task).stats
+    assert list(official.values()) == pytest.approx(list(stats), abs=1e-12)
 
 
 def test_polygons_are_filled_as_pycocotools_fills_them(tmp_path):
