@@ -165,7 +165,8 @@ def _objects_maker(truth: Truth, runs: Sequence[Predictions], index: Mapping[int
             for target, entry, (match, iou) in zip(objects, shown, match_objects(true, shown, codes)):
                 target |= {"score": round(entry["score"], 4), "match": match, "iou": round(iou, 3)}
             made.append(objects)
-        return {"truth": drawn, "found": made}
+        present = sorted({target["category"] for target in drawn})
+        return {"truth": drawn, "found": made, "classes": present}
 
     return make
 

@@ -162,6 +162,8 @@
   const place = document.querySelector(".gallery");
   const tabs = document.querySelector(".tabs");
   const state = { threshold: 0, opacity: 0.6 };
+  // With more boxes, labels hide each other: they show where one points.
+  const CROWDED = 12;
 
   const urls = new Map();
   const urlOf = (key) => {
@@ -243,6 +245,7 @@
     // Large ones first, so that small ones can be pointed at.
     const ordered = [...objects].sort((first, second) => second.box[2] * second.box[3] - first.box[2] * first.box[3]);
     panel.view.append(...ordered.map((object) => boxOf(object, item, isAlone(object))));
+    panel.view.classList.toggle("crowded", objects.length > CROWDED);
     if (gallery.masks) paintMasks(panel.canvas, objects);
   };
 
@@ -294,14 +297,12 @@
       const large = shot.classList.toggle("large");
       enlarge.setAttribute("aria-pressed", large);
     });
-    if (item.overlays) {
-      panels.forEach((panel, index) => (panel.caption.textContent = gallery.panels[index]));
-      const chips = item.classes.map((category) => {
-        const [red, green, blue] = gallery.colors[category];
-        return make("li", {}, make("span", { class: "swatch", style: `background:rgb(${red} ${green} ${blue})` }), gallery.names[category]);
-      });
-      shot.append(make("ul", { class: "chips" }, ...chips));
-    }
+    if (item.overlays) panels.forEach((panel, index) => (panel.caption.textContent = gallery.panels[index]));
+    const chips = item.classes.map((category) => {
+      const [red, green, blue] = gallery.colors[category];
+      return make("li", {}, make("span", { class: "swatch", style: `background:rgb(${red} ${green} ${blue})` }), gallery.names[category]);
+    });
+    shot.append(make("ul", { class: "chips" }, ...chips));
     place.append(shot);
     return { item, panels };
   };

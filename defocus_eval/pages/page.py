@@ -164,7 +164,8 @@ def _gallery_words(shown: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "objects",
         "explanation": "Ground truth beside predictions. Dashed: an object that is missed, a prediction that finds "
-        "nothing of its class at an IoU of 0.5. Precision and recall are of the whole set.",
+        "nothing of its class at an IoU of 0.5. Precision and recall are of the whole set. Where there are many boxes, "
+        "labels show at the one that is pointed at, or once the image is enlarged.",
         "panels": 1 + len(shown["runs"]),
         "masks": shown["masks"],
         "lowest_score": gallery.LOWEST_SCORE,

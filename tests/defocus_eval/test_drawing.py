@@ -29,14 +29,22 @@ def draw(objects, size=(60, 80)):
     return axes
 
 
-@pytest.mark.parametrize("count", [2, 6])
-def test_labels_do_not_cover_one_another(count):
-    """Boxes at the same corner: each label finds a place of its own, inside the picture."""
-    axes = draw(objects_at([(2, 2 + 9 * i, 40, 50 - 9 * i) for i in range(count)]))
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(2, 2, 40, 50), (2, 11, 40, 41)],
+        [(2, 2 + 9 * i, 40, 50 - 9 * i) for i in range(6)],
+        [(0, 0, 6, 6), (74, 0, 6, 6), (0, 54, 6, 6), (74, 54, 6, 6)],
+    ],
+    ids=["two", "six", "corners"],
+)
+def test_labels_do_not_cover_one_another(boxes):
+    """Boxes at the same corner, or at those of the picture: each label finds a place of its own inside."""
+    axes = draw(objects_at(boxes))
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     placed = [text.get_window_extent(renderer) for text in axes.texts]
-    assert [text.get_text() for text in axes.texts] == [f"object {i}" for i in range(count)]
+    assert [text.get_text() for text in axes.texts] == [f"object {i}" for i in range(len(boxes))]
     assert not any(a.overlaps(b) for i, a in enumerate(placed) for b in placed[:i])
     assert all(frame.x0 <= p.x0 and p.x1 <= frame.x1 and frame.y0 <= p.y0 and p.y1 <= frame.y1 for p in placed)
 

@@ -71,6 +71,11 @@ def files(tmp_path_factory):
                 score = (0.9 if category_id == 1 else 0.6) - 0.01 * image_id
                 wrong = {"bbox": [2, 30, 9, 9], "segmentation": mask_of(2, 30, 9, 9)}
                 found[run_name].append({**common, "score": score, **(wrong if odd else shape)})
+    # Many that nobody asks for: below the scores that the tests look at.
+    for number in range(15):
+        box = [number, number, 20, 10]
+        noise = {"image_id": 2, "category_id": 2, "score": 0.06, "bbox": box, "segmentation": mask_of(*box)}
+        found["a"].append(noise)
     categories = [{"id": 1, "name": STRANGE}, {"id": 2, "name": "dog"}]
     truth = write(folder / "truth.json", {"images": images, "annotations": annotations, "categories": categories})
     for run_name, entries in found.items():
@@ -207,6 +212,22 @@ def test_boxes_and_masks_lie_where_the_objects_are(show):
         assert view.locator(hidden).first.is_visible()
     assert STRANGE in page.locator(".shot").first.inner_html().replace("&lt;", "<").replace("&gt;", ">")
     assert page.locator("b").count() == 0
+
+
+def test_labels_of_a_crowded_image_show_where_one_points(show):
+    page = show("one")
+    slide(page, "#score", 0.05)
+    shot = page.locator(".shot", has_text="2.png")
+    label = shot.locator(".view").nth(1).locator(".box > span", has_text="cat 0.88")
+    assert not label.is_visible()
+    shot.locator(".view").nth(1).hover(position={"x": 30, "y": 30})
+    assert shot.locator(".view").nth(1).locator(".box:hover > span").first.is_visible()
+    shot.locator(".button").click()
+    assert label.is_visible()
+    shot.locator(".button").click()
+    slide(page, "#score", 0.1)
+    assert label.is_visible()
+    assert shot.locator(".chips li").all_inner_texts() == [STRANGE, "dog"]
 
 
 def test_a_table_sorts_by_the_column_that_is_pressed(show):
