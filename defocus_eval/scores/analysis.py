@@ -65,8 +65,8 @@ def of_classes(detection: Detection, weights: np.ndarray | None, level: float) -
     return classes
 
 
-def _found_at(detection: Detection, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of detections that count at IoU `FOUND`, best first, and whether they find an object and its row."""
+def _found_at(detection: Detection, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of detections that count at IoU `FOUND`, best first, and whether they find an object."""
     matches = detection.matches
     counts = (matches.ignored[0, rows] & BITS[0]) == 0
     if detection.most is not None:
@@ -74,16 +74,17 @@ def _found_at(detection: Detection, rows: np.ndarray | slice) -> tuple[np.ndarra
     score = matches.found.score[rows][counts]
     hit = (matches.matched[0, rows][counts] & BITS[0]) > 0
     order = np.argsort(-score, kind="stable")
-    return score[order], hit[order], order
+    return score[order], hit[order]
 
 
 def _best_cut(detection: Detection, column: int, objects: int) -> dict[str, float]:
     rows = slice(*detection.matches.starts[column : column + 2])
-    score, hit, _ = _found_at(detection, rows)
+    score, hit = _found_at(detection, rows)
     if not objects or not hit.any():
         return {}
-    found = np.cumsum(hit)
-    harmonic = 2 * found / (np.arange(1, len(hit) + 1) + objects)
+    harmonic = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + objects)
+    # One cannot cut between equal scores.
+    harmonic[:-1][score[1:] == score[:-1]] = 0
     best = int(harmonic.argmax())
     return {"F1": float(harmonic[best]), "score_of_F1": float(score[best])}
 
@@ -159,7 +160,7 @@ def curves(detection: Detection) -> dict[str, Any]:
     """Precision over recall, the mean of the classes; precision, recall and F1 over the score one cuts at."""
     precision = detection.evaluator.eval["precision"][:, :, :, 0, -1]
     defined = precision[:, :, (precision > -1).any((0, 1))]
-    score, hit, _ = _found_at(detection, slice(None))
+    score, hit = _found_at(detection, slice(None))
     objects = int(detection.matches.wanted[0].sum())
     cuts = np.searchsorted(-score, -SCORE_STEPS, side="right")
     found = np.concatenate([[0], np.cumsum(hit)])[cuts]
@@ -192,8 +193,8 @@ def details(detection: Detection, weights: np.ndarray | None, level: float) -> d
         "detections": len(detection.source),
         "per_class": of_classes(detection, weights, level),
     }
-    # The library has no boundaries.
-    if detection.task != "boundary":
+    # The library has no boundaries; without objects there is nothing to analyse.
+    if detection.task != "boundary" and found["objects"]["all"]:
         found["curves"] = curves(detection)
         found["errors"] = error_types(detection)
         found["confusion"] = confusion(detection, found["curves"]["score"]["best_F1"]["at_least"])

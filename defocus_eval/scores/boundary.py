@@ -32,18 +32,23 @@ def boundary_of(mask: dict) -> dict:
     return coco_mask.encode(pixels)
 
 
-def boundary_iou(
-    found: list[dict], objects: list[dict], found_edges: list[dict], object_edges: list[dict], crowd: list[bool]
-) -> np.ndarray:
+def boundary_iou(found: list[dict], objects: list[dict], crowd: np.ndarray, least: float) -> np.ndarray:
     """The smaller of mask IoU and boundary IoU, `(found, objects)`; for crowds the former.
 
     Args:
         found: Masks of detections.
         objects: Masks of objects.
-        found_edges: Their boundaries.
-        object_edges: Theirs.
-        crowd: Which objects are crowds.
+        crowd: Which objects are crowds, `(objects,)` bool.
+        least: Mask IoU below which boundaries are not drawn: there the mask IoU stands, which is too small already.
     """
     iou = coco_mask.iou(found, objects, crowd)
-    edges = coco_mask.iou(found_edges, object_edges, crowd)
-    return np.where(crowd, iou, np.minimum(iou, edges))
+    near = (iou >= least) & ~crowd
+    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+    if len(rows):
+        edges = [
+            [boundary_of(masks[index]) for index in chosen] for masks, chosen in ((found, rows), (objects, columns))
+        ]
+        part = np.ix_(rows, columns)
+        nearer = np.minimum(iou[part], coco_mask.iou(*edges, np.zeros(len(columns), bool)))
+        iou[part] = np.where(near[part], nearer, iou[part])
+    return iou

@@ -9,8 +9,8 @@ from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
 from defocus_eval.formats import Truth
-from defocus_eval.scores.boundary import boundary_iou, boundary_of
-from defocus_eval.scores.matching import Objects, Overlaps
+from defocus_eval.scores.boundary import boundary_iou
+from defocus_eval.scores.matching import THRESHOLDS, Objects, Overlaps
 
 
 class Columns:
@@ -80,8 +80,7 @@ class Columns:
             first, second = [found[row] for row in rows], [objects[target] for target in targets]
             if self.task == "segm":
                 return coco_mask.iou(first, second, crowd[targets])
-            edges = [[boundary_of(mask) for mask in group] for group in (first, second)]
-            return boundary_iou(first, second, *edges, crowd[targets])
+            return boundary_iou(first, second, crowd[targets], THRESHOLDS[0])
 
         return boxes if self.task == "bbox" else masks
 

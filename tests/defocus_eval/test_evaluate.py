@@ -194,3 +194,15 @@ def test_instances_of_cityscapes(tmp_path):
     assert result["instances"]["AP"] == pytest.approx(1) and result["about"]["kind"] == "cityscapes"
     assert result["instances"]["against"]["differences"]["AP"]["difference"] == 0
     json.dumps(result, allow_nan=False)
+
+
+def test_where_nothing_counts_there_is_nothing_to_score(tmp_path):
+    content = json.loads((DATA / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    result = evaluate(DATA / "mmdet_coco", write(tmp_path / "truth.json", content), samples=10)
+    for task in ("bbox", "segm", "boundary"):
+        numbers = result[task]
+        assert {numbers[name] for name in OFFICIAL} == {-1} and numbers["intervals"] == {} == numbers["images"]
+        assert "curves" not in numbers
+    json.dumps(result, allow_nan=False)

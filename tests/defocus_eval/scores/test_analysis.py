@@ -135,3 +135,10 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
     for category_id in (KITE, STAIN):
         detection.truth.categories[category_id] = "thing"
     assert analysis.class_names(detection) == [f"thing ({KITE})", "tile", f"thing ({STAIN})"]
+
+
+def test_the_best_cut_of_a_class_is_at_a_score(tmp_path):
+    found = [(KITE, A, 0.9), (KITE, B, 0.5), (KITE, [0, 60, 30, 30], 0.5), (KITE, [50, 60, 30, 30], 0.1)]
+    numbers = analysis.of_classes(made(tmp_path, [(KITE, A), (KITE, B)], found), None, 0.95)["kite"]
+    # At 0.5 both are taken, the false one, too: 2 of 3 and 2 of 2.
+    assert numbers["F1"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1)) and numbers["score_of_F1"] == 0.5

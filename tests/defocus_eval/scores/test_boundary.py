@@ -47,7 +47,22 @@ def test_the_smaller_iou_counts_but_for_crowds():
     masks = [to_rle(diamond(60, 60, 30 + shift, 30, 25)) for shift in (0, 2)]
     edges = [boundary_of(mask) for mask in masks]
     mask_iou, edge_iou = coco_mask.iou(masks[:1], masks[1:], [0]), coco_mask.iou(edges[:1], edges[1:], [0])
-    assert edge_iou < mask_iou
-    assert boundary_iou(masks[:1], masks[1:], edges[:1], edges[1:], [False]) == edge_iou
-    crowd = coco_mask.iou(masks[:1], masks[1:], [1])
-    assert boundary_iou(masks[:1], masks[1:], edges[:1], edges[1:], [True]) == crowd
+    assert edge_iou < 0.7 < mask_iou
+
+    def iou(crowd, least):
+        return boundary_iou(masks[:1], masks[1:], np.array([crowd]), least)
+
+    assert iou(False, 0.5) == edge_iou
+    assert iou(True, 0.5) == coco_mask.iou(masks[:1], masks[1:], [1])
+    # Masks that are too far apart anyway need no boundaries.
+    assert iou(False, 0.99) == mask_iou
+
+
+def test_each_pair_has_its_own():
+    found = [to_rle(diamond(60, 60, x, 30, 25)) for x in (10, 28, 31, 50)]
+    objects = [to_rle(diamond(60, 60, x, 30, 25)) for x in (30, 45, 5)]
+    iou = boundary_iou(found, objects, np.array([False, True, False]), 0.5)
+    for row, first in enumerate(found):
+        for column, second in enumerate(objects):
+            alone = boundary_iou([first], [second], np.array([column == 1]), 0.5)
+            assert iou[row, column] == alone
