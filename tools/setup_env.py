@@ -21,6 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 FREE_GIB = 12
 PYTHONS = ((3, 10), (3, 13))
+# Prints the flags that PyTorch's BuildExtension adds and that differ, one a line. PyTorch 2.6 still names ABIs.
+TORCH_FLAGS = """
+import shlex, sysconfig
+from torch.utils import cpp_extension as torch
+print(*(f"-I{path}" for path in [*torch.include_paths(), sysconfig.get_path("include")]), sep="\\n")
+if hasattr(torch.BuildExtension, "_add_gnu_cpp_abi_flag"):
+    abis = torch._get_glibcxx_abi_build_flags() + torch._get_pybind11_abi_build_flags()
+    print(*shlex.split(" ".join(abis)), sep="\\n")
+"""
 
 
 def main() -> None:
@@ -59,7 +68,7 @@ def missing_prerequisites(venv: Path) -> list[str]:
     if not low <= sys.version_info[:2] <= high:
         found = sys.version.split()[0]
         wanted = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
-        missing.append(f"Python {wanted} is needed, this is {found}: make PYTHON=/path/to/python3.11 ...")
+        missing.append(f"Python {wanted} is needed, this is {found}: make PYTHON=/path/to/python3.12 ...")
     compiler = os.environ.get("CXX") or "c++"
     # It may be a command of several words, such as "ccache g++".
     if shutil.which(shlex.split(compiler)[0]) is None:
@@ -110,12 +119,24 @@ def _mmcv_environment(python: Path) -> dict[str, str]:
 
 
 def _install_openmmlab(python: Path, pip: list, log) -> None:
-    """Compiles mmcv, with a precompiled header or plainly where that is refused, and installs what needs it."""
-    environment = _mmcv_environment(python)
+    """Compiles mmcv and installs what needs it."""
     requirements = REQUIREMENTS / "openmmlab.txt"
     mmcv = next(line for line in requirements.read_text().splitlines() if line.startswith("onedl-mmcv"))
-    # Verbose, because the compiler's [n/m] lines are the progress.
-    command = [*pip, "-v", "--no-build-isolation", mmcv]
+    environment = _mmcv_environment(python)
+    # pip keeps what it compiled for the next time, and does not ask for which torch that was.
+    install_mmcv(python, [*pip, "-v", "--no-cache-dir", "--no-build-isolation", mmcv], environment, log)
+    _step("mmdet, mmseg", [*pip, "--no-build-isolation", "-r", requirements], log, environment)
+
+
+def install_mmcv(python: Path, command: list, environment: dict[str, str], log) -> None:
+    """Compiles mmcv, with a precompiled header or plainly where that is refused.
+
+    Args:
+        python: Of the virtual environment, which has torch.
+        command: Installs mmcv from its source. Verbose, because the compiler's [n/m] lines are the progress.
+        environment: As of `_mmcv_environment`.
+        log: A file for what it prints.
+    """
     with tempfile.TemporaryDirectory(prefix="mmcv-header-") as folder:
         flags = None
         # Not where nvcc takes part, which hands the compiler flags of its own.
@@ -125,7 +146,6 @@ def _install_openmmlab(python: Path, pip: list, log) -> None:
     if not built:
         print("  no precompiled header with this compiler: mmcv takes about 10 minutes", flush=True)
         _step("mmcv", command, log, environment)
-    _step("mmdet, mmseg", [*pip, "--no-build-isolation", "-r", requirements], log, environment)
 
 
 def precompile_header(python: Path, folder: Path, environment: dict[str, str]) -> str | None:
@@ -152,12 +172,8 @@ def precompile_header(python: Path, folder: Path, environment: dict[str, str]) -
     cflags = "-DNDEBUG -fwrapv -O2 -g0 -w"
     # What PyTorch's BuildExtension and mmcv's setup.py add.
     added = "-fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext"
-    probe = (
-        "import sysconfig; from torch.utils.cpp_extension import include_paths; "
-        "print(*include_paths(), sysconfig.get_path('include'), sep='\\n')"
-    )
-    found = subprocess.run([python, "-c", probe], capture_output=True, text=True)
-    compile_ = [*compiler, *cflags.split(), *added.split(), *(f"-I{path}" for path in found.stdout.splitlines())]
+    found = subprocess.run([python, "-c", TORCH_FLAGS], capture_output=True, text=True)
+    compile_ = [*compiler, *cflags.split(), *added.split(), *found.stdout.splitlines()]
     header.write_text("#include <torch/types.h>\n")
     made = subprocess.run([*compile_, "-x", "c++-header", header, "-o", f"{header}.gch"], capture_output=True)
     header.write_text("#error the precompiled header was refused\n")
