@@ -4,7 +4,7 @@ VENV ?= .venv
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
 
-.PHONY: demo demo-seg demo-d2 test setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 test test-matrix setup lint clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -21,6 +21,11 @@ demo-d2: setup
 
 test: setup
 	@$(VENV)/bin/python -m pytest
+
+# The oldest and newest versions that are promised: an environment each, of 3 to 6 GB, kept in work_dirs/matrix.
+# `make test-matrix ONLY="oldest newest"` tests some of them.
+test-matrix: setup
+	@$(VENV)/bin/python tools/test_matrix.py $(ONLY)
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

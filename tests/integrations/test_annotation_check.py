@@ -5,13 +5,13 @@ import sys
 import types
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 pytest.importorskip("mmseg", reason="mmseg is not installed")
 
+import cv2
 import mmseg
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
