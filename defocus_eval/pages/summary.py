@@ -73,7 +73,7 @@ def _explain_intervals(results: Sequence[Mapping], about: Mapping) -> str:
 
 def score_text(value: float | None) -> str:
     """Three digits; a dash where there is nothing to score."""
-    return "–" if value is None or value < 0 else f"{value:.3f}"
+    return f"{value:.3f}" if _is_scored(value) else "–"
 
 
 def _scores(result: Mapping) -> dict[str, float]:
@@ -85,7 +85,7 @@ def _headline(task: str, results: Sequence[Mapping]) -> list[dict[str, Any]]:
     tiles = []
     for name in HEADLINES.get(task, DETECTION_HEADLINE):
         value = result.get(name)
-        if value is None or value < 0:
+        if not _is_scored(value):
             continue
         tile = {"name": name, "value": score_text(value), "other": None, "low": None, "high": None}
         tile["meaning"] = MEANINGS.get(name, name)
@@ -289,7 +289,13 @@ def _classes(task: str, results: Sequence[Mapping], names: Sequence[str]) -> dic
     main = MAIN.get(family, "AP")
     if len(results) > 1:
         return _compared_classes(classes, names, main)
-    columns = [column for column in CLASS_COLUMNS[family] if any(column[0] in entry for entry in classes[-1].values())]
+    entries = classes[-1].values()
+    # A size of which the set has no objects needs no column.
+    columns = [
+        column
+        for column in CLASS_COLUMNS[family]
+        if column[0] == main or any(_is_scored(entry.get(column[0])) for entry in entries)
+    ]
     heads = [{"name": "class", "sorted": None}]
     heads += [{"name": title, "sorted": "descending" if key == main else None} for key, title, _ in columns]
     rows = []
@@ -312,7 +318,7 @@ def _compared_classes(classes: Sequence[Mapping], names: Sequence[str], main: st
         pair = [classes[0].get(name, {}).get(main), entry.get(main)]
         cells = [Cell(name, name)]
         cells += [_number(value, True, meter=True)._replace(second=bool(i)) for i, value in enumerate(pair)]
-        if any(value is None or value < 0 for value in pair):
+        if not all(map(_is_scored, pair)):
             cells.append(Cell("", "–"))
         else:
             change = pair[1] - pair[0]
@@ -323,8 +329,12 @@ def _compared_classes(classes: Sequence[Mapping], names: Sequence[str], main: st
     return {"columns": heads, "rows": rows}
 
 
+def _is_scored(value: float | None) -> bool:
+    return value is not None and value >= 0
+
+
 def _number(value: float | None, is_share: bool, meter: bool) -> Cell:
-    if value is None or value < 0:
+    if not _is_scored(value):
         return Cell("", "–")
     if not is_share:
         return Cell(value, f"{value:,}")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import pytest
 
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from defocus_eval.errors import InputError
-from defocus_eval.formats import Predictions, Truth
+from defocus_eval.formats import Predictions, Truth, read_predictions, read_truth
 from defocus_eval.pages import gallery, palette, pictures
 
 
@@ -171,3 +172,46 @@ def test_pictures_shrink_until_all_of_them_fit(tmp_path, monkeypatch):
         scale = first["width"] / 640
         assert first["found"][0][0]["box"] == pytest.approx([64 * scale, 128 * scale, 320 * scale, 64 * scale], abs=0.1)
     assert sizes[10_000_000] == 640 and sizes[400_000] < 640
+
+
+def test_labels_are_shown_as_the_scores_read_them(tmp_path):
+    """ADE20K's labels are 1 to 150; a trainer that writes 0 to 149 means the same, and nothing is wrong."""
+    labels = np.full((8, 8), 17, np.uint8)
+    labels[:4] = 1
+    for folder, values in (("truth", labels), ("found", labels - 1)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(values).save(tmp_path / folder / "ADE_val_00000001.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "ADE_val_00000001.jpg")
+    truth = read_truth(tmp_path / "truth")
+    run = read_predictions(tmp_path / "found", truth)
+    made = gallery.build_gallery(truth, [run], ["run"], tmp_path, {"best": [1]}, [{1: 1.0}], "mIoU")
+    (item,) = made["items"]
+    assert [made["names"][index] for index in item["classes"]] == ["1", "17"]
+    shown = [np.asarray(decode(made["files"][key][1]).convert("RGBA")) for key in item["overlays"]]
+    np.testing.assert_array_equal(shown[0], shown[1])
+    assert not shown[2][..., 3].any()
+
+
+def test_a_maker_of_segments_takes_each_run_by_its_own_ids(tmp_path):
+    """The same segments under other ids look the same; a category that one run alone has is in the legend."""
+    content = {"images": [{"id": 1, "file_name": "1.jpg", "width": 8, "height": 8}]}
+    content["categories"] = [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "cat", "isthing": 1}]
+    ids = {"truth": (3, 4), "a": (300, 70_000), "b": (5, 5)}
+    for name, (upper, lower) in ids.items():
+        segments = np.full((8, 8), lower)
+        segments[:4] = upper
+        colors = np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1).astype(np.uint8)
+        (tmp_path / name).mkdir()
+        Image.fromarray(colors).save(tmp_path / name / "1.png")
+        categories = {upper: 1, lower: 2}
+        info = [{"id": i, "category_id": c, "iscrowd": 0, "area": 32} for i, c in categories.items()]
+        annotations = [{"image_id": 1, "file_name": "1.png", "segments_info": info}]
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "annotations": annotations}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg")
+    truth = read_truth(tmp_path / "truth.json")
+    runs = [read_predictions(tmp_path / f"{name}.json", truth) for name in "ab"]
+    made = gallery.build_gallery(truth, runs, ["a", "b"], tmp_path, {"best": [1]}, [{1: 1.0}] * 2, "PQ")
+    (item,) = made["items"]
+    assert made["panels"] == ["ground truth", "a", "b"] and item["classes"] == [0, 1]
+    first, second, third = (made["files"][key][1] for key in item["overlays"])
+    assert first == second != third

@@ -8,7 +8,7 @@ from defocus_eval.pages.summary import build_part
 
 ABOUT = {"samples": 100, "level": 0.95}
 CLASSES = {
-    "cat": {"AP": 0.75, "AP50": 1.0, "objects": 1200, "F1": 0.5, "score_of_F1": 0.25},
+    "cat": {"AP": 0.75, "AP50": 1.0, "APl": -1.0, "objects": 1200, "F1": 0.5, "score_of_F1": 0.25},
     "dog": {"AP": -1.0, "AP50": -1.0, "objects": 0},
     "eel": {"AP": 0.25, "AP50": 0.5, "objects": 7},
 }
