@@ -67,6 +67,21 @@ def test_loss_is_the_mean_of_both_heads():
     torch.testing.assert_close(model(images), by_class_token)
 
 
+def test_the_head_of_the_large_models():
+    """Linear, Tanh, Linear with three times the width in between, on the class token and on the mean of the others."""
+    model = DefocusMambaClassifier(TINY, num_classes=5, head="mlp").double()
+    images = torch.randn(3, 3, 40, 32, dtype=torch.float64)
+    tokens = model.forward_features(images)
+    logits = model.forward_heads(tokens)
+    for head, features, found in zip(("head", "head2"), (tokens[:, 6], tokens[:, :6].sum(1) / 6), logits):
+        first, last = (getattr(model, head)[i] for i in (0, 2))
+        assert first.weight.shape == (192, 64) and last.weight.shape == (5, 192)
+        hidden = features @ first.weight.T + first.bias
+        hidden = (hidden.exp() - (-hidden).exp()) / (hidden.exp() + (-hidden).exp())
+        torch.testing.assert_close(found, hidden @ last.weight.T + last.bias)
+    torch.testing.assert_close(model(images), logits[0])
+
+
 def test_a_trained_classifier_becomes_a_backbone(tmp_path):
     model = CLASSIFIERS["DefocusViT"](dict(embed_dims=32, depth=2, num_heads=2), num_classes=5)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "cls.pth")

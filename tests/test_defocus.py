@@ -33,13 +33,13 @@ def test_equals_the_released_modules(name, backend, monkeypatch):
     image = tensors["input"].requires_grad_()
     out = model(image)
     out = out if name == "block" else out[0]
-    assert_close(out, tensors["output"], "output", 1e-5)
+    assert_close(out, tensors["output"], "output", 4e-6)
     (out * tensors["loss_weight"]).sum().backward()
-    assert_close(image.grad, tensors["grad/input"], "input gradient", 1e-4)
+    assert_close(image.grad, tensors["grad/input"], "input gradient", 3e-5)
     for parameter_name, parameter in model.named_parameters():
         truth = tensors[f"grad/{parameter_name}"]
         if truth.any():
-            assert_close(parameter.grad, truth, parameter_name, 1e-4)
+            assert_close(parameter.grad, truth, parameter_name, 3e-5)
         else:
             # The class token comes last: no image token sees it.
             assert parameter_name == "cls_token" and not parameter.grad.any()
@@ -78,7 +78,7 @@ def test_positions_are_counted_in_fp32_under_bf16():
     image = torch.randn(1, 3, 16, 16 * 1200)
     with torch.no_grad():
         out, expected = model(image.bfloat16())[0], reference(image.bfloat16().float())[0]
-    assert_close(out[..., -100:].float(), expected[..., -100:], "late tokens", 3e-2)
+    assert_close(out[..., -100:].float(), expected[..., -100:], "late tokens", 2e-2)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,11 @@ def test_layer_ids():
 
 
 def test_initial_values():
-    mixer = tiny().blocks[0].mixer
+    model = tiny(arch={**TINY, "embed_dims": 256})
+    # Not zero: a token of padding has the bias and nothing else, and RMSNorm's gradient at zero is 316.
+    for weight in (model.patch_embed.projection.weight, model.patch_embed.projection.bias, model.cls_token):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.2)
+    mixer = model.blocks[0].mixer
     n = torch.arange(1, 17)
     torch.testing.assert_close(mixer.A_log[5].exp(), n.float())
     torch.testing.assert_close(mixer.freq, (100 ** (-n / 16) - 0.01) / 0.99, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from backbones.defocus import FAMILIES
-from tests.testing import assert_close
+from backbones.mixers.sizes import resolve_arch
+from tests.testing import TOLERANCE, assert_close
 
 TINY = {
     "DefocusMamba": dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4),
@@ -53,12 +54,77 @@ def test_later_tokens_change_no_earlier_bit(build, section):
         assert (before[..., position:] != after[..., position:]).any(1).all()
 
 
-def test_the_scales_carry_to_another_resolution(build):
-    one, two = build(), build(rope_scale=4.0, delta_scale=2.0)
-    two.load_state_dict(one.state_dict())
-    image = torch.randn(1, 3, 64, 64)
+def test_each_block_gets_both_scales(build):
+    model = build(rope_scale=3.0, delta_scale=5.0).eval()
+    kind = type(model).block
+    sequence = torch.randn(1, 40, model.embed_dims)
+    for block in model.blocks:
+        same, swapped = (kind(resolve_arch(TINY[type(model).__name__], kind.archs), 0.0, *s) for s in ((3, 5), (5, 3)))
+        for other in (same, swapped):
+            other.load_state_dict(block.state_dict())
+        assert torch.equal(block(sequence), same(sequence))
+        assert not torch.equal(block(sequence), swapped(sequence))
+
+
+def scan_order(rows, columns, section):
+    """(row, column) of each token of a padded grid, in the order in which it is read."""
+    height, width = section or (1, columns)
+    return [
+        (top + row, left + column)
+        for top in range(0, rows, height)
+        for left in range(0, columns, width)
+        for row in range(height)
+        for column in range(width)
+    ]
+
+
+@pytest.mark.parametrize("section", [None, (32, 48), (48, 32)])
+def test_maps_are_what_the_blocks_give(build, section):
+    """Each token of a block's output where it lies on the image; the last block's, and no other, after the norm."""
+    model = build(section_size=section, out_indices=(0, 1)).double()
     with torch.no_grad():
-        assert not torch.allclose(one(image)[0], two(image)[0], atol=1e-4)
+        model.norm.weight.normal_()
+        model.norm.bias.normal_()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, output: seen.append((*inputs, output)))
+    image = torch.randn(2, 3, 75, 90, dtype=torch.float64)
+    with torch.no_grad():
+        maps, sequence = model(image), model.forward_sequence(image)
+    (tokens, first), (_, last) = seen[:2]
+    mean, deviation = last.mean(-1, keepdim=True), (last.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    normed = (last - mean) / deviation * model.norm.weight + model.norm.bias
+    assert_close(sequence, normed, "sequence")
+    # 5 by 6 patches; a section of 32 or 48 pixels pads one row of them.
+    padded = torch.nn.functional.pad(image, (0, 6, 0, 96 - 75 if section else 80 - 75))
+    order = scan_order(6 if section else 5, 6, section and (section[0] // 16, section[1] // 16))
+    assert tokens.shape == (2, len(order) + 1, model.embed_dims)
+    assert torch.equal(tokens[:, -1:], model.cls_token.expand(2, 1, -1))
+    projection = model.patch_embed.projection
+    for place, (row, column) in enumerate(order):
+        patch = padded[:, :, row * 16 : (row + 1) * 16, column * 16 : (column + 1) * 16]
+        expected = torch.einsum("bchw,dchw->bd", patch, projection.weight) + projection.bias
+        assert_close(tokens[:, place], expected, f"token {place}")
+        if row < 5:
+            assert torch.equal(maps[0][:, :, row, column], first[:, place])
+            assert_close(maps[1][:, :, row, column], normed[:, place], f"last map at {row}, {column}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_residual_stream_of_a_16_bit_model_is_fp32(build, dtype):
+    """Blocks that each add 2^-12, which next to 1 is nothing in 16 bits: 32 of them are 2^-7."""
+
+    class Adds(torch.nn.Module):
+        def forward(self, x):
+            return x + 2**-12
+
+    model = build(out_indices=(0,)).to(dtype)
+    model.blocks[0] = torch.nn.Sequential(*(Adds() for _ in range(32)))
+    with torch.no_grad():
+        model.patch_embed.projection.weight.zero_()
+        model.patch_embed.projection.bias.fill_(1)
+    (out,) = model(torch.randn(1, 3, 32, 32, dtype=dtype))
+    assert out.dtype == dtype and (out == 1 + 2**-7).all()
 
 
 @pytest.mark.parametrize("how", ["autocast", "whole model"])
@@ -74,19 +140,39 @@ def test_16_bit(build, dtype, how):
         (out,) = model(image.to(dtype))
         assert out.dtype == dtype
     out.float().square().mean().backward()
-    assert_close(out.float(), expected, "output", 4e-2)
+    assert_close(out.float(), expected, "output", TOLERANCE[dtype])
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_checkpointing_gives_the_same_gradients(build):
+def test_checkpointing_runs_blocks_twice_for_the_same_gradients(build):
     plain, recomputing = build(drop_path_rate=0.5), build(drop_path_rate=0.5, with_cp=True)
     recomputing.load_state_dict(plain.state_dict())
     image = torch.randn(4, 3, 32, 48)
-    for model in (plain, recomputing):
+    runs = {plain: [], recomputing: []}
+    for model in runs:
+        for i, block in enumerate(model.blocks):
+            block.mixer.register_forward_pre_hook(lambda mixer, inputs, i=i, model=model: runs[model].append(i))
         torch.manual_seed(3)
         model.train()(image)[0].square().sum().backward()
+    assert runs == {plain: [0, 1], recomputing: [0, 1, 1, 0]}
     for (name, a), b in zip(plain.named_parameters(), recomputing.parameters()):
         assert torch.equal(a.grad, b.grad), name
+    with torch.no_grad():
+        recomputing(image)
+    assert runs[recomputing] == [0, 1, 1, 0, 0, 1]
+
+
+def test_stochastic_depth_acts_on_the_whole_backbone(build):
+    """At a rate next to 1 the last block adds nothing in training, the first one, whose rate is 0, all it has."""
+    model = build(drop_path_rate=1 - 1e-7, out_indices=(0, 1)).train()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, output: seen.append((*inputs, output)))
+    model(torch.randn(2, 3, 32, 48))
+    assert not torch.equal(*seen[0]) and torch.equal(*seen[1])
+    model.set_drop_path_rate(0.0)
+    model(torch.randn(2, 3, 32, 48))
+    assert not torch.equal(*seen[3])
 
 
 def test_compiles_as_one_graph_and_exports(build):
@@ -94,16 +180,16 @@ def test_compiles_as_one_graph_and_exports(build):
     image = torch.randn(2, 3, 40, 50)
     expected = model(image)[0]
     out = torch.compile(model, fullgraph=True, backend="aot_eager")(image)[0]
-    assert_close(out, expected.detach(), "compiled", 1e-5)
+    assert_close(out, expected.detach(), "compiled", 1e-6)
     parameters = list(model.parameters())
     weight = torch.randn_like(expected)
     for a, b in zip(
         torch.autograd.grad((out * weight).sum(), parameters),
         torch.autograd.grad((expected * weight).sum(), parameters),
     ):
-        assert_close(a, b, "compiled gradient", 1e-4, floor=1e-3)
+        assert_close(a, b, "compiled gradient", 1e-6, floor=1e-3)
     exported = torch.export.export(model.eval(), (image,))
-    assert_close(exported.module()(image)[0], expected.detach(), "exported", 1e-5)
+    assert_close(exported.module()(image)[0], expected.detach(), "exported", 1e-6)
 
 
 def test_a_nan_image_stays_in_its_sample(build):
