@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from backbones import AdaptedBackbone, DefocusMamba, TapPyramid
 from backbones.adapters import tap_indices
@@ -28,6 +29,42 @@ def test_scales(size, out_channels, num_outs):
     assert adapter.out_channels == tuple(out.shape[1] for out in outs)
     sum(out.sum() for out in outs).backward()
     assert all(p.grad is not None for p in adapter.parameters())
+
+
+def test_equals_the_pyramid_written_out():
+    adapter = TapPyramid(6, 5, 5).double()
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_()
+    taps = [torch.randn(2, 6, 3, 5, dtype=torch.float64) for _ in range(4)]
+    w = dict(adapter.named_parameters())
+
+    def norm(name, x):
+        centred = x - x.mean(1, keepdim=True)
+        scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        return scaled * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+    def double(name, x):
+        """Each pixel becomes four."""
+        b, _, h, v = x.shape
+        pixels = torch.einsum("bcyx,cdij->bdyixj", x, w[f"{name}.weight"]).reshape(b, -1, 2 * h, 2 * v)
+        return pixels + w[f"{name}.bias"][:, None, None]
+
+    a, b, c, d = (norm(f"norms.{i}", tap) for i, tap in enumerate(taps))
+    a = norm("resamples.0.1", double("resamples.0.0", a))
+    a = double("resamples.0.3", a * (1 + torch.erf(a / 2**0.5)) / 2)
+    # Of a max-pool of 2, the odd row and column are left out.
+    d = d[..., :2, :4].unflatten(3, (2, 2)).unflatten(2, (1, 2)).amax((3, 5))
+    expected = []
+    for i, x in enumerate((a, double("resamples.1", b), c, d)):
+        x = norm(
+            f"projections.{i}.0.norm_layer", torch.einsum("bcyx,dcij->bdyx", x, w[f"projections.{i}.0.conv.weight"])
+        )
+        x = F.conv2d(x, w[f"projections.{i}.1.conv.weight"], padding=1)
+        expected.append(norm(f"projections.{i}.1.norm_layer", x))
+    expected.append(expected[-1][..., ::2, ::2])
+    for out, truth in zip(adapter(taps), expected, strict=True):
+        torch.testing.assert_close(out, truth)
 
 
 def test_each_scale_comes_from_its_own_tap():
