@@ -16,7 +16,16 @@ def inputs(b, l, h=3, k=8, v=12, dtype=torch.float32):
     return [q, k, v, decay, freq]
 
 
-def check(operation, values, device, backend, tolerance=None):
+def limit(dtype, length, device):
+    """The largest error allowed: on the CPU two to ten times what is made; of GPUs no such figures are at hand."""
+    if dtype == torch.float32:
+        # Angles are fp32, too, and the wronger the later the token.
+        return TOLERANCE[dtype] + 1.5e-7 * length if device == "cpu" else 2e-4
+    # Products of 16-bit matrices are rounded on the way; λ's and θ's gradients are sums of terms that cancel.
+    return 5e-2 if dtype == torch.bfloat16 or device == "cuda" else TOLERANCE[dtype]
+
+
+def check(operation, values, device, backend):
     """Output and all gradients of a backend against `reference` in float64."""
     leaves = [x.double().requires_grad_() for x in values]
     expected = operation(*leaves, backend="reference")
@@ -25,7 +34,7 @@ def check(operation, values, device, backend, tolerance=None):
     leaves = [x.detach().to(device).requires_grad_() for x in values]
     out = operation(*leaves, backend=backend)
     assert out.dtype == values[0].dtype
-    tolerance = tolerance or TOLERANCE[values[0].dtype]
+    tolerance = limit(values[0].dtype, values[0].shape[1], device)
     assert_close(out, expected, "output", tolerance)
     grads = torch.autograd.grad((out * weight.to(device)).sum(), leaves)
     for name, actual, grad, leaf in zip(NAMES, grads, expected_grads, leaves):

@@ -19,14 +19,15 @@ scaled = partial(decay_attention, rope_scale=2.25, delta_scale=1.5)
 @pytest.mark.parametrize("b, l", [(3, 1), (1, 2), (2, 63), (1, 500), (1, 1000)])
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_matches_definition(device, backend, b, l, causal):
-    check(partial(scaled, causal=causal), inputs(b, l), device, backend, tolerance=2e-4)
+    check(partial(scaled, causal=causal), inputs(b, l), device, backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_16_bit(device, backend, causal, dtype):
-    check(partial(scaled, causal=causal), inputs(2, 200, dtype=dtype), device, backend, tolerance=4e-2)
+    # Many heads: of a few, all gradients of λ may happen to be small beside their errors.
+    check(partial(scaled, causal=causal), inputs(1, 150, h=24, dtype=dtype), device, backend)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
@@ -35,7 +36,7 @@ def test_without_decay_and_phase_it_is_torchs_attention(device, backend, causal)
     q, k, v, decay, freq = (x.to(device) for x in inputs(2, 300, v=8))
     out = decay_attention(q, k, v, decay * 0, freq * 0, causal=causal, backend=backend)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2), tolerance=1e-4)
+    assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2))
 
 
 @pytest.mark.parametrize("device, backend", RUNNING)
@@ -69,7 +70,7 @@ def test_what_flex_attention_is_given(causal):
 
     values = inputs(1, 128, h=2, k=16, v=16)
     out = flex._attend(flex_attention, *values, 2.25, 1.5, causal)
-    assert_close(out, scaled(*values, causal=causal, backend="reference"), tolerance=1e-4)
+    assert_close(out, scaled(*values, causal=causal, backend="reference"))
 
 
 def test_the_matrix_of_all_pairs_never_exists():

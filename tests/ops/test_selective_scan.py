@@ -13,14 +13,17 @@ from tests.testing import TOLERANCE, assert_close
 NAMES = ("u", "dt", "A", "B", "C", "D", "z", "freq", "dt_bias")
 RUNNING = running(DEFOCUS_SCAN)
 
-# (b, l, d, n, norm group): lengths, inner sizes and groups that are no multiples of anything.
+# (b, l, d, n, norm group): lengths, inner sizes and groups that are no multiples of anything; states that are no
+# multiple of 4; more channels than any kernel takes at once.
 SHAPES = [
     (1, 1, 64, 16, 64),
-    (3, 2, 40, 8, 8),
+    (3, 2, 40, 2, 8),
     (1, 63, 96, 32, 32),
+    (2, 70, 320, 6, 64),
+    (1, 65, 48, 22, 24),
     (3, 500, 72, 16, 24),
     (1, 1000, 128, 8, 64),
-    (1, 4705, 32, 16, 32),
+    (1, 4705, 8, 16, 8),
 ]
 
 
@@ -83,8 +86,18 @@ def check(case, device, backend, tolerance=None):
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-L{}-D{}-N{}-G{}".format(*s))
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_matches_definition(device, backend, shape):
-    # Positions in the thousands: an angle in fp32 is right to about 3e-4.
-    check(truth(shape), device, backend, tolerance=1e-3 if shape[1] > 1000 else 2e-4)
+    check(truth(shape), device, backend, limit(backend, shape[1], device))
+
+
+def limit(backend, length, device):
+    """The largest error in fp32: on the CPU two to ten times what is made; of GPUs no such figures are at hand."""
+    if device == "cuda":
+        return 1e-3 if length > 1000 else 2e-4
+    if length == 1:
+        # The norm takes the scale of B and C out; their gradients are differences of almost equal numbers.
+        return 1e-4
+    # In PyTorch's own terms angles are fp32, too, and the wronger the later the token.
+    return TOLERANCE[torch.float32] + (0 if backend == "cpu" else 2.5e-7 * length)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -95,20 +108,24 @@ def test_16_bit(device, backend, dtype):
 
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_step_sizes_from_1e_6_to_30(device, backend):
-    check(truth((1, 200, 64, 16, 32), delta="extreme"), device, backend, tolerance=1e-4)
+    check(truth((1, 200, 64, 16, 32), delta="extreme"), device, backend, limit(backend, 200, device))
 
 
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_views_are_taken_as_they_are(device, backend):
-    inputs, weight, group, expected, grads = truth((2, 130, 64, 16, 32), torch.float32)
+    check_views(truth((2, 130, 64, 16, 32)), device, backend)
+
+
+def check_views(case, device, backend):
+    inputs, weight, group, expected, grads = case
     u, dt, A, B, C, _, z, _, _ = inputs
-    d = u.shape[-1]
+    d, n = A.shape
     views = dict(
-        # Halves of one projection, slices of another, a transposed layout, an expanded batch dimension.
+        # Halves of one projection, slices of another, transposed layouts.
         u=torch.cat((u, z), -1)[..., :d],
         z=torch.cat((u, z), -1)[..., d:],
-        B=torch.cat((dt[..., :3], B, C), -1)[..., 3:19],
-        C=torch.cat((dt[..., :3], B, C), -1)[..., 19:],
+        B=torch.cat((dt[..., :3], B, C), -1)[..., 3 : 3 + n],
+        C=torch.cat((dt[..., :3], B, C), -1)[..., 3 + n :],
         dt=dt.transpose(1, 2).contiguous().transpose(1, 2),
         A=A.t().contiguous().t(),
     )
@@ -116,10 +133,20 @@ def test_views_are_taken_as_they_are(device, backend):
     assert not any(views[name].is_contiguous() for name in views)
     leaves = [x.to(device).requires_grad_() for x in changed]
     out = run(leaves, group, backend)
-    assert_close(out, expected, "output", 5e-5)
+    assert_close(out, expected, "output", limit(backend, u.shape[1], device))
     weight = weight.transpose(1, 2).contiguous().transpose(1, 2).to(device)
-    for name, actual, grad in zip(NAMES, torch.autograd.grad((out * weight).sum(), leaves), grads):
-        assert_close(actual, grad, f"gradient of {name}", 5e-5)
+    for name, actual, grad in zip(NAMES, torch.autograd.grad(out, leaves, weight), grads):
+        assert_close(actual, grad, f"gradient of {name}", limit(backend, u.shape[1], device))
+
+
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_the_gradient_of_a_sum_is_one_number_expanded(device, backend):
+    inputs, _, group, _, _ = truth((2, 33, 32, 8, 16))
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    out = run(leaves, group, backend)
+    expected = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+    for name, actual, grad in zip(NAMES, torch.autograd.grad(out.sum(), leaves), expected):
+        assert torch.equal(actual, grad), name
 
 
 @pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[1] in ("torch", "cpu")])
@@ -146,9 +173,11 @@ def test_65536_tokens_in_bf16_stay_finite(device, backend):
 
 @pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[1] != "mamba_ssm"])
 def test_registered_with_torch_library(device, backend):
-    if device == "cuda" and backend == "cpu":
-        pytest.skip("another device")
-    inputs, _, group, _, _ = truth((2, 33, 32, 8, 16))
+    check_registration((2, 33, 32, 8, 16), device, backend)
+
+
+def check_registration(shape, device, backend):
+    inputs, _, group, _, _ = truth(shape)
     args = [x.to(device).requires_grad_() for x in inputs]
     operator = getattr(torch.ops.defocus, f"scan_{backend}").default
     torch.library.opcheck(operator, (*args, 2.25, 1.5, group))
@@ -156,7 +185,11 @@ def test_registered_with_torch_library(device, backend):
 
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_a_nan_stays_in_its_sample(device, backend):
-    inputs, _, group, expected, _ = truth((3, 2, 40, 8, 8))
+    check_that_a_nan_stays((3, 2, 40, 8, 8), device, backend)
+
+
+def check_that_a_nan_stays(shape, device, backend):
+    inputs, _, group, expected, _ = truth(shape)
     changed = [x.clone() for x in inputs]
     changed[0][1, 0, 0] = float("nan")
     out = run([x.to(device) for x in changed], group, backend).cpu()

@@ -1,0 +1,72 @@
+"""What each operation runs on when nobody names a backend."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+
+from backbones.ops import cpu_extension
+from backbones.ops.causal_conv1d import CAUSAL_CONV1D
+from backbones.ops.decay_attention import DECAY_ATTENTION
+from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
+from backbones.ops.retention import RETENTION
+from backbones.ops.selective_scan import DEFOCUS_SCAN
+
+OPERATIONS = (DEFOCUS_SCAN, CAUSAL_CONV1D, DECAY_ATTENTION, RETENTION, DEFORMABLE_ATTENTION)
+
+
+@pytest.fixture(autouse=True)
+def undecided(monkeypatch):
+    """No choice made yet, none forced, no interpreter of kernels."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for operation in OPERATIONS:
+        monkeypatch.delenv(operation.environment, raising=False)
+        monkeypatch.setattr(operation, "_selected", {})
+
+
+def chosen(device):
+    return {operation.name: operation.select(device).name for operation in OPERATIONS}
+
+
+def pretend(monkeypatch, **installed):
+    """Makes packages look installed or absent to those who ask for them."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed[name] if name in installed else find(name))
+
+
+@pytest.mark.skipif(cpu_extension.refusal("cpu") is not None, reason="no working C++ compiler")
+def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
+    assert chosen("cpu") == dict(
+        defocus_scan="cpu",
+        causal_conv1d_silu="cpu",
+        decay_attention="torch",
+        retention="torch",
+        deformable_attention="cpu",
+    )
+
+
+def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
+    pretend(monkeypatch, triton=True, fla=True, mamba_ssm=True)
+    operators = types.ModuleType("mmcv.ops")
+    operators.get_compiling_cuda_version = lambda: "12.8"
+    monkeypatch.setitem(sys.modules, "mmcv", types.ModuleType("mmcv"))
+    monkeypatch.setitem(sys.modules, "mmcv.ops", operators)
+    assert chosen("cuda") == dict(
+        defocus_scan="triton",
+        causal_conv1d_silu="triton",
+        decay_attention="flex",
+        retention="fla",
+        deformable_attention="mmcv",
+    )
+
+
+def test_on_cuda_without_them_pytorch(monkeypatch):
+    pretend(monkeypatch, triton=None, fla=None, mamba_ssm=None)
+    # None in place of a module makes its import fail.
+    monkeypatch.setitem(sys.modules, "mmcv.ops", None)
+    assert set(chosen("cuda").values()) == {"torch"}
+
+
+def test_on_any_other_device_pytorch():
+    assert set(chosen("xpu").values()) == {"torch"}
