@@ -1,22 +1,29 @@
 """The Triton kernels: in Triton's interpreter, through the compiler for H200, and on a GPU where there is one.
 
-The interpreter has to be on before Triton is imported, so `test_in_the_interpreter` runs this file again in a process
-of its own. By hand: ``TRITON_INTERPRET=1 pytest tests/ops/test_triton_backend.py``.
+The interpreter has to be on before Triton is imported, so `test_in_the_interpreter` runs the tests here called
+`test_interpreted_…` in a process of its own. By hand: ``TRITON_INTERPRET=1 pytest tests/ops/test_triton_backend.py``.
 """
 
 import importlib.util
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
 
 from backbones.ops import causal_conv1d_silu, defocus_scan
-from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
-from tests.ops.test_selective_scan import NAMES, check, run, truth
-from tests.testing import assert_close
+from tests.ops.test_causal_conv1d import check as check_convolution
+from tests.ops.test_dtypes import compare
+from tests.ops.test_selective_scan import (
+    NAMES,
+    check,
+    check_registration,
+    check_that_a_nan_stays,
+    check_views,
+    run,
+    truth,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available()
@@ -25,55 +32,122 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA GPU, and the interpreter off")
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 
-# (b, l, d, n, norm group): sizes that fill no block of channels, states, chunks or pieces of chunks, and one of more
-# chunks than are joined at once. An interpreted token takes milliseconds.
-SHAPES = [
-    (1, 1, 48, 8, 16),
-    (3, 2, 64, 16, 64),
-    (1, 63, 48, 32, 16),
-    (1, 100, 64, 16, 32),
-    (3, 34, 48, 6, 24),
-    (1, 300, 16, 2, 16),
-]
-
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this is it")
 def test_in_the_interpreter():
-    tests = [
-        "tests/ops/test_triton_backend.py::test_matches_definition",
-        "tests/ops/test_triton_backend.py::test_16_bit",
-        "tests/ops/test_selective_scan.py::test_views_are_taken_as_they_are",
-        "tests/ops/test_selective_scan.py::test_registered_with_torch_library",
-        "tests/ops/test_selective_scan.py::test_a_nan_stays_in_its_sample",
-        "tests/ops/test_causal_conv1d.py::test_matches_definition",
-    ]
     # No GPU there, so that none of them runs as anything but interpreted.
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "triton", *tests]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     summary = result.stdout.strip().splitlines()[-1:]
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in summary[0] and " skipped" not in summary[0], summary
 
 
+def shorten_chunks(monkeypatch, chunk, piece):
+    """Borders of chunks and of their pieces are then crossed within few tokens: one takes milliseconds."""
+    from backbones.ops.selective_scan import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "CHUNK", chunk)
+    monkeypatch.setattr(triton_kernels, "PIECE", piece)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    shorten_chunks(monkeypatch, 4, 2)
+
+
+# (b, l, d, n, norm group): sizes that fill no block of channels, states, chunks or pieces of chunks. d·n is small, for
+# where chunks are joined the interpreter takes a number at a time.
+@in_interpreter
+@pytest.mark.usefixtures("poisoned_memory", "short_chunks")
+@pytest.mark.parametrize("shape", [(1, 1, 48, 8, 16), (2, 2, 64, 16, 64), (2, 6, 36, 2, 18), (1, 5, 4, 32, 4)], ids=str)
+def test_interpreted_scan(shape):
+    check(truth(shape), "cpu", "triton")
+
+
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-L{}-D{}-N{}-G{}".format(*s))
-def test_matches_definition(shape):
-    check(truth(shape), "cpu", "triton", tolerance=5e-5)
+def test_interpreted_scan_of_more_chunks_than_are_joined_at_once(monkeypatch):
+    shorten_chunks(monkeypatch, 2, 1)
+    check(truth((1, 21, 12, 2, 12)), "cpu", "triton")
 
 
 @in_interpreter
+@pytest.mark.usefixtures("poisoned_memory")
+def test_interpreted_scan_of_whole_chunks():
+    check(truth((1, 34, 20, 6, 20)), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit(dtype):
-    check(truth((1, 70, 48, 8, 16), dtype), "cpu", "triton")
+def test_interpreted_scan_in_16_bit(dtype):
+    check(truth((1, 6, 16, 8, 8), dtype), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_scan_of_mixed_dtypes():
+    # Not bf16: the interpreter cuts its digits off.
+    inputs, _, group, _, _ = truth((1, 5, 8, 4, 8))
+    compare(lambda *x, backend: run(x, group, backend), inputs, "cpu", "triton", (0, 3, 6), torch.float16)
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_scan_with_step_sizes_from_1e_6_to_30():
+    check(truth((1, 6, 16, 8, 16), delta="extreme"), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_scan_of_views():
+    check_views(truth((2, 5, 16, 6, 8)), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_scan_keeps_a_nan_in_its_sample():
+    check_that_a_nan_stays((3, 2, 16, 8, 8), "cpu", "triton")
+
+
+@in_interpreter
+def test_interpreted_operator():
+    check_registration((1, 2, 4, 2, 4), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((1, 1, 5, 4), torch.float32),
+        ((1, 34, 70, 4), torch.float32),
+        ((1, 3, 33, 3), torch.float32),
+        ((1, 70, 20, 2), torch.float32),
+        ((2, 5, 33, 4), torch.bfloat16),
+        ((2, 5, 33, 4), torch.float16),
+    ],
+    ids=str,
+)
+def test_interpreted_convolution(shape, dtype):
+    check_convolution(shape, dtype, "cpu", "triton")
 
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 100, 1536, 16, 64), (1, 70, 120, 6, 24), (1, 1, 1, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 100, 1536, 16, 64), torch.float32),
+        ((2, 100, 1536, 16, 64), torch.bfloat16),
+        ((1, 70, 120, 6, 24), torch.float16),
+        ((1, 1, 1, 2, 1), torch.float32),
+    ],
+    ids=str,
+)
 def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
     import triton
     from triton.backends.compiler import GPUTarget
@@ -157,32 +231,6 @@ backbones.ops.defocus_scan(x, x, A, BC, BC, v, x, torch.ones(2), v, norm_group_d
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-
-
-def test_what_mamba_ssm_is_given(monkeypatch):
-    """With the formula in place of the package, in the package's layout: this is our half of the backend."""
-
-    def selective_scan_fn(u, delta, A, B, C):
-        b, d, l = u.shape
-        assert delta.shape == (b, d, l) and B.shape == C.shape == (b, 1, A.shape[1], l)
-        assert all(x.dtype == torch.float32 for x in (u, delta, A, B, C))
-        h, ys = u.new_zeros(b, d, A.shape[1]), []
-        for t in range(l):
-            h = torch.exp(delta[..., t, None] * A) * h + (delta * u)[..., t, None] * B[..., t]
-            ys.append((h * C[..., t]).sum(-1))
-        return torch.stack(ys, -1)
-
-    module = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    module.selective_scan_fn = selective_scan_fn
-    monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
-    monkeypatch.setitem(sys.modules, "mamba_ssm.ops", types.ModuleType("mamba_ssm.ops"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    inputs, weight, group, expected, expected_grads = truth((3, 34, 48, 6, 24))
-    leaves = [x.requires_grad_() for x in inputs]
-    out = mamba_ssm_defocus_scan(*leaves, 2.25, 1.5, group)
-    assert_close(out, expected, "output", 5e-5)
-    for name, actual, grad in zip(NAMES, torch.autograd.grad((out * weight).sum(), leaves), expected_grads):
-        assert_close(actual, grad, f"gradient of {name}", 5e-5)
 
 
 @on_gpu
