@@ -168,8 +168,9 @@ def precompile_header(python: Path, folder: Path, environment: dict[str, str]) -
     if macros.returncode or "__clang__" in macros.stdout or "__GNUC__" not in macros.stdout or "CFLAGS" in environment:
         return None
     header = folder / "precompiled.h"
-    # As Python's own flags, without debug symbols, which take half of the time, and without warnings.
-    cflags = "-DNDEBUG -fwrapv -O2 -g0 -w"
+    # As Python's own flags, without debug symbols, which take half of the time, and without warnings. At -O2 RoIAlign's
+    # backward would take a third longer.
+    cflags = "-DNDEBUG -fwrapv -O3 -g0 -w"
     # What PyTorch's BuildExtension and mmcv's setup.py add.
     added = "-fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext"
     found = subprocess.run([python, "-c", TORCH_FLAGS], capture_output=True, text=True)
