@@ -1,6 +1,7 @@
 """Every config file here: it builds, has the published shapes, and no key of it is ignored."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def build(path, scope="mmdet"):
 
     registry = importlib.import_module(f"{scope}.registry").MODELS
     config = Config.fromfile(path)
+    assert "backbones.integrations.openmmlab" in config.custom_imports.imports
     init_default_scope(scope)
     with torch.device("meta"):
         return config, registry.build(config.model)
@@ -107,6 +109,11 @@ def test_recipe_of_segmentation():
         assert config.optim_wrapper.constructor == "LayerDecayOptimWrapperConstructor", path
         warm_up, poly = config.param_scheduler
         assert (warm_up.end, poly.type, poly.begin) == (1500, "PolyLR", 1500), path
+    # Mask2Former keeps its own schedule.
+    for path in Path("mmseg_configs/mask2former").glob("*.py"):
+        config = Config.fromfile(path)
+        (poly,) = config.param_scheduler
+        assert (poly.type, poly.power, poly.begin, config.optim_wrapper.optimizer.lr) == ("PolyLR", 0.9, 0, 1e-4), path
     slide = Config.fromfile("mmseg_configs/upernet/upernet_defocus-mamba-base-tap_4xb2-80k_cityscapes-512x1024.py")
     assert slide.model.test_cfg.mode == "slide" and slide.model.test_cfg.crop_size == (512, 1024)
 
@@ -171,3 +178,22 @@ def test_a_key_that_does_nothing_is_an_error():
     config.model.backbone.drop_pth_rate = 0.1
     with pytest.raises(TypeError, match="drop_pth_rate"):
         MODELS.build(config.model)
+
+
+@pytest.mark.parametrize("path", [MMDET_CONFIGS[0], MMSEG_CONFIGS[0]], ids=lambda p: p.parts[0])
+def test_another_folder_called_backbones_is_not_taken_for_this_one(path, tmp_path, monkeypatch):
+    """Importing the bare name would succeed, and end in 'DefocusMamba is not in the registry'."""
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "backbones/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    # As where the package is installed by copying: what finds one installed in place finds its modules all the same.
+    finders = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "backbones"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError) as failure:
+        Config.fromfile(path)
+    causes = [failure.value]
+    while causes[-1].__context__ is not None:
+        causes.append(causes[-1].__context__)
+    assert "No module named 'backbones.integrations'" in str(causes[-1]) and str(tmp_path) in str(failure.value)

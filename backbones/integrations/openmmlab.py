@@ -1,6 +1,7 @@
 """Registers backbones, adapters and what trains them into mmengine, so that mmdet and mmseg configs can name them.
 
-A config needs ``custom_imports = dict(imports=['backbones'])`` and nothing else.
+A config needs ``custom_imports = dict(imports=['backbones.integrations.openmmlab'])`` and nothing else. ``backbones``
+alone would do, but any folder of that name that comes first on Python's path would, too, and register nothing.
 """
 
 import os

@@ -1,6 +1,6 @@
 # The stock model and data on the simple feature pyramid; De-focus published no segmentation result.
 _base_ = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['backbones'])
+custom_imports = dict(imports=['backbones.integrations.openmmlab'])
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 # The published recipe (arXiv 2406.04342): released result 50.2 box AP on COCO val2017.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
-custom_imports = dict(imports=['backbones'])
+custom_imports = dict(imports=['backbones.integrations.openmmlab'])
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 _base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
-custom_imports = dict(imports=['backbones'])
+custom_imports = dict(imports=['backbones.integrations.openmmlab'])
 
 channels = 256
 model = dict(

@@ -1,6 +1,6 @@
 # Rates of Mask2Former's own recipe, 1e-4 and the backbone by layer-wise decay below it.
 _base_ = __import__('mmseg').__path__[0] + '/.mim/configs/mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
-custom_imports = dict(imports=['backbones', 'mmdet.models'], allow_failed_imports=False)
+custom_imports = dict(imports=['backbones.integrations.openmmlab', 'mmdet.models'], allow_failed_imports=False)
 
 channels = 256
 model = dict(

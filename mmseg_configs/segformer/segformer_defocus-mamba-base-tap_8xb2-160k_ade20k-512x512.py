@@ -1,6 +1,6 @@
 # A light head: each scale through one linear layer, then one more over all of them.
 _base_ = __import__('mmseg').__path__[0] + '/.mim/configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
-custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+custom_imports = dict(imports=['backbones.integrations.openmmlab'], allow_failed_imports=False)
 
 channels = 256
 model = dict(

@@ -1,6 +1,6 @@
 # Trains on crops; tests by a window that slides over the whole image, so that sequences stay those of training.
 _base_ = __import__('mmseg').__path__[0] + '/.mim/configs/upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py'
-custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+custom_imports = dict(imports=['backbones.integrations.openmmlab'], allow_failed_imports=False)
 
 channels = 256
 model = dict(

@@ -1,7 +1,7 @@
 # The field's recipe for UPerNet on a plain backbone; De-focus published no segmentation result.
 # Not 'mmseg::vit/…': mmengine resolves that by the name of the distribution, which drop-ins of mmsegmentation change.
 _base_ = __import__('mmseg').__path__[0] + '/.mim/configs/vit/vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512.py'
-custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+custom_imports = dict(imports=['backbones.integrations.openmmlab'], allow_failed_imports=False)
 
 channels = 256
 model = dict(
