@@ -49,6 +49,8 @@ _DINO = (
     ("bbox_head.reg_branches.{}.4.", "bbox_embed.{}.layers.2."),
 )
 _ADAPTER = "adapter."
+# What models of Detectron2 and detrex have beside their backbone, and those of mmdet and mmseg have not.
+_OF_DETECTRON2 = ("proposal_generator.", "roi_heads.", "sem_seg_head.", "transformer.", "class_embed.")
 # detrex registers the heads of its detector once more in its decoder.
 _HEADS = ("class_embed.", "bbox_embed.")
 _SHARED = "transformer.decoder."
@@ -58,6 +60,8 @@ def to_detectron2(
     weights: Mapping[str, Tensor], prefix: str = "backbone.net.", adapted: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A detector of mmdet, a released classifier or a backbone in Detectron2's names.
+
+    A model of Detectron2 or detrex keeps its names, and its heads with them.
 
     Args:
         weights: Name to tensor.
@@ -69,11 +73,14 @@ def to_detectron2(
         Detectron2's names to tensors, and the names that were left out.
 
     Raises:
-        CheckpointError: It has Detectron2's names already, no De-focus backbone, or a pyramid that cannot be told.
+        CheckpointError: It has no De-focus backbone, or a pyramid that cannot be told.
     """
-    if any("simfp_" in name for name in weights):
-        raise CheckpointError("the checkpoint has Detectron2's names already (simfp_*)")
     backbone, others = backbone_from_checkpoint(weights)
+    converted = {prefix + name: value for name, value in backbone.items()}
+    if any("simfp_" in name or name.startswith(_OF_DETECTRON2) for name in others):
+        # Where the backbone is to stand is no pyramid.
+        left = [name for name in others if name.startswith(prefix)]
+        return converted | {name: weights[name] for name in others if name not in left}, left
     pyramid = {}
     if prefix.endswith("net."):
         outer = prefix.removesuffix("net.")
@@ -87,7 +94,6 @@ def to_detectron2(
         for name in others:
             if name.startswith(adapter):
                 pyramid[name] = outer + _ADAPTER + name.removeprefix(adapter)
-    converted = {prefix + name: value for name, value in backbone.items()}
     left = []
     for name in others:
         new = pyramid.get(name) or _rename(name, _DINO)

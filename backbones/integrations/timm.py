@@ -1,13 +1,13 @@
 """Registers every size of every family into timm: ``timm.create_model('defocus_mamba_base')`` and the like."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.checkpoints import weights_of
+from backbones.checkpoints import backbone_from_checkpoint, find_backbones, weights_of
 from backbones.checkpoints.read import harmless_classes
 from backbones.classifier import CLASSIFIERS, DefocusClassifier
 from backbones.integrations.frameworks import needed, timm_names
@@ -135,6 +135,13 @@ class TimmDefocus(DefocusClassifier):
             self.norm.requires_grad_(True)
         return taken
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """As torch's, of a detector, a segmentor or a plain backbone too, whose names are not a classifier's.
+
+        timm's ``checkpoint_path`` hands over what is in a file.
+        """
+        return super().load_state_dict(_classifier_names(state_dict), *args, **kwargs)
+
     def get_classifier(self) -> nn.Module:
         """The head on the class token."""
         return self.head
@@ -158,8 +165,17 @@ class TimmDefocus(DefocusClassifier):
 
 
 def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict[str, Tensor]:
-    """The weights in a released checkpoint, its moving average where it has one."""
-    return weights_of(state_dict)[0]
+    """The weights in a checkpoint, its moving average where it has one; of a detector the backbone alone."""
+    return _classifier_names(weights_of(state_dict)[0])
+
+
+def _classifier_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The backbone in the weights of any model, named as in a classifier; a classifier's as they are."""
+    if f"patch_embed.{TimmDefocus.projection_name}.weight" in weights or not find_backbones(weights):
+        return weights
+    backbone, _ = backbone_from_checkpoint(weights)
+    theirs, ours = "patch_embed.projection.", f"patch_embed.{TimmDefocus.projection_name}."
+    return {ours + name.removeprefix(theirs) if name.startswith(theirs) else name: backbone[name] for name in backbone}
 
 
 # Family to timm's model: `TimmDefocusMamba` and so on.

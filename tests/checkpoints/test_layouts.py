@@ -135,3 +135,19 @@ def test_another_neck_is_left_out():
     weights = {f"backbone.{k}": v for k, v in DefocusMamba(ARCH).state_dict().items()}
     _, left = to_detectron2(weights | {"neck.convs.0.conv.weight": torch.zeros(1)})
     assert left == ["neck.convs.0.conv.weight"]
+
+
+@pytest.mark.parametrize("part", ["simfp_2.0.weight", "adapter.lateral_convs.0.conv.weight"])
+def test_what_has_detectron2s_names_keeps_them(part):
+    """Heads too: a moving average of detrex' trainer goes back into its own model."""
+    parts = [*backbone_names("backbone.net."), f"backbone.{part}", "transformer.enc_output.bias", "class_embed.0.bias"]
+    weights = numbered([*parts, "roi_heads.box_head.fc1.weight"])
+    weights["backbone.net.patch_embed.projection.weight"] = EMBEDDING
+    converted, left = to_detectron2(weights)
+    assert not left and converted.keys() == weights.keys()
+    assert all(converted[name] is weights[name] for name in weights)
+    # A backbone without pyramid stands where the pyramid stood.
+    converted, left = to_detectron2(weights, "backbone.")
+    assert left == [f"backbone.{part}"]
+    assert converted["backbone.cls_token"] is weights["backbone.net.cls_token"] and "class_embed.0.bias" in converted
+    assert not any(name.startswith("backbone.net.") for name in converted)

@@ -175,8 +175,6 @@ def test_conversion_says_what_it_leaves_and_refuses_what_it_cannot():
     with pytest.raises(CheckpointError, match="no De-focus backbone"):
         to_mmdet(head)
     pyramid = {f"backbone.{k}": v for k, v in instantiate(lazy_pyramid()).state_dict().items()}
-    with pytest.raises(CheckpointError, match="Detectron2's names already"):
-        to_detectron2(pyramid)
     with pytest.raises(CheckpointError, match="mmdet's names already"):
         to_mmdet(to_mmdet(pyramid)[0])
     # Heads of Detectron2 do not hide the backbone, and are named.

@@ -16,7 +16,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 
 import backbones
-from backbones.checkpoints import CheckpointError, load_pretrained
+from backbones.checkpoints import CheckpointError
 from tests.testing import assert_close, load_fixture
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
@@ -101,43 +101,6 @@ def test_init_cfg_names_one_of_two_backbones(tmp_path):
     model = MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg | dict(prefix="teacher.backbone.")))
     model.init_weights()
     assert all(torch.equal(value, teacher[name]) for name, value in model.state_dict().items())
-
-
-def test_the_average_in_a_file_of_mmengines_ema_hook(tmp_path):
-    """mmengine exchanges the average and the last step when it saves."""
-    from mmengine.model import BaseModel
-    from mmengine.runner import Runner
-
-    class Model(BaseModel):
-        def __init__(self):
-            super().__init__()
-            self.backbone = MODELS.build(dict(type="DefocusMamba", arch=TINY))
-
-        def forward(self, images, mode="loss"):
-            return dict(loss=(self.backbone(images)[0] * images.mean()).mean())
-
-    model = Model()
-    runner = Runner(
-        model,
-        str(tmp_path),
-        train_dataloader=torch.utils.data.DataLoader([dict(images=torch.randn(3, 32, 48)) for _ in range(4)]),
-        train_cfg=dict(by_epoch=False, max_iters=3),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.5)),
-        custom_hooks=[dict(type="EMAHook", momentum=0.3)],
-        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=3, by_epoch=False)),
-        log_level="ERROR",
-        experiment_name="average",
-    )
-    runner.train()
-    (average,) = (hook.ema_model.module for hook in runner.hooks if type(hook).__name__ == "EMAHook")
-    last = model.backbone.state_dict()
-    changed = [name for name in last if not torch.equal(last[name], average.backbone.state_dict()[name])]
-    assert "blocks.0.mixer.in_proj.weight" in changed
-    for container, truth in ((None, average.backbone.state_dict()), ("ema_state_dict", last)):
-        loaded = backbones.DefocusMamba(TINY)
-        report = load_pretrained(loaded, tmp_path / "iter_3.pth", container)
-        assert report.average == (container is None)
-        assert all(torch.equal(value, truth[name]) for name, value in loaded.state_dict().items())
 
 
 class Code:

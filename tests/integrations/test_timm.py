@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
 
-from backbones.checkpoints import load_pretrained
 from backbones.defocus import FAMILIES
 
 VARIANTS = {
@@ -24,8 +23,8 @@ VARIANTS = {
 }
 
 
-def tiny(name, **changes):
-    return timm.create_model(name, arch=VARIANTS[name][1], **changes)
+def tiny(name, pretrained=False, **changes):
+    return timm.create_model(name, pretrained, arch=VARIANTS[name][1], **changes)
 
 
 def test_every_variant_is_listed_and_created():
@@ -198,21 +197,20 @@ def test_an_unknown_argument_is_an_error():
         tiny("defocus_vit_small", drop_pth_rate=0.1)
 
 
-def test_its_checkpoint_goes_into_a_detector(tmp_path):
-    pytest.importorskip("mmengine", reason="mmengine is not installed")
-    from mmengine.registry import MODELS
-
-    name = "defocus_retnet_base"
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_detectors_backbone_comes_in_as_checkpoint_path(name, tmp_path):
     family, arch = VARIANTS[name]
-    model = tiny(name, num_classes=10)
-    average = {k: v + 1 for k, v in model.state_dict().items()}
-    # As timm's script saves it, its arguments included.
-    content = {"state_dict": model.state_dict(), "state_dict_ema": average, "epoch": 3, "args": Namespace(lr=1e-3)}
-    torch.save(content, tmp_path / "last.pth.tar")
-    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "last.pth.tar"))
-    backbone = MODELS.build(dict(type=family, arch=arch, init_cfg=init_cfg))
-    backbone.init_weights()
-    for k, v in backbone.state_dict().items():
-        assert torch.equal(v, model.state_dict()[k.replace("projection", "proj")] + 1)
-    report = load_pretrained(backbone, tmp_path / "last.pth.tar", container="state_dict")
-    assert report.container == "state_dict"
+    weights = FAMILIES[family](arch).state_dict()
+    detector = {f"backbone.net.{k}": v for k, v in weights.items()} | {"decode_head.bias": torch.zeros(3)}
+    torch.save({"state_dict": detector}, tmp_path / "iter_2.pth")
+    model = tiny(name, num_classes=0, checkpoint_path=str(tmp_path / "iter_2.pth"))
+    features = tiny(name, True, features_only=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "iter_2.pth")))
+    for state in (model.state_dict(), features.model.state_dict()):
+        renamed = {k.replace("patch_embed.proj.", "patch_embed.projection."): v for k, v in state.items()}
+        assert renamed.keys() == weights.keys() and all(torch.equal(v, weights[k]) for k, v in renamed.items())
+    # A head that is to be there is missing, as timm says of any file.
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*head.weight"):
+        tiny(name, num_classes=5, checkpoint_path=str(tmp_path / "iter_2.pth"))
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*conv1.weight"):
+        tiny(name, num_classes=0, checkpoint_path=str(tmp_path / "resnet.pth"))
