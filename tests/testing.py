@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import runpy
 import sys
 from types import ModuleType
 
@@ -77,3 +79,17 @@ def load_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[
         settings = file.metadata()
     weights = {key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")}
     return tensors, weights, settings
+
+
+def run_program(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """Runs a program in this process, a new session of its own, and what it prints into a file.
+
+    As target of a process of multiprocessing's forkserver it starts without importing what the server has imported.
+    """
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.environ.update(environment)
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")

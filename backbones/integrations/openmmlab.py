@@ -27,7 +27,7 @@ with needed("mmengine", oldest="0.10.0"):
     from mmengine.runner import autocast
     from mmengine.runner import checkpoint as mmengine_checkpoint
 
-    from backbones.integrations import annotation_check, coco_json  # noqa: F401  register a hook and a runner
+    from backbones.integrations import annotation_check, coco_json, resume  # noqa: F401  register hooks and a runner
 
 # OneDL's mmengine reads a file that torch refuses a second time, after a warning, and runs what is in it, be it for
 # ``load_from``, ``--resume`` or ``tools/test.py``. It keeps the first half of that.

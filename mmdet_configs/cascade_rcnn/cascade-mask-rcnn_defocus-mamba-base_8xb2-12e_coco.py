@@ -21,3 +21,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.9),
     clip_grad=dict(max_norm=1.0))
 custom_hooks = [dict(type='CheckAnnotationsHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

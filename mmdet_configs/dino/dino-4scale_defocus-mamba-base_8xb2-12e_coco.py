@@ -30,3 +30,4 @@ optim_wrapper = dict(
 # `--auto-scale-lr` asks for this key, which the stock DINO leaves out.
 auto_scale_lr = dict(enable=False)
 custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='DeformableAttentionHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

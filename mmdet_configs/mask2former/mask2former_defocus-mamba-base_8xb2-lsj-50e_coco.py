@@ -27,3 +27,4 @@ optim_wrapper = dict(
         layer_decay_rate=0.9,
         custom_keys=dict(query_embed=undecayed, query_feat=undecayed, level_embed=undecayed)))
 custom_hooks = [dict(type='CheckAnnotationsHook'), dict(type='DeformableAttentionHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

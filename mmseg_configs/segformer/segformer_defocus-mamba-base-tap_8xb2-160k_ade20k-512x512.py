@@ -25,3 +25,4 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.9, custom_keys=dict(decode_head=dict(lr_mult=10.0))))
 custom_hooks = [dict(type='CheckAnnotationsHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

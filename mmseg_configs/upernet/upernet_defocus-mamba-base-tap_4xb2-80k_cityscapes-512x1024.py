@@ -33,3 +33,4 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=max_iters),
 ]
 custom_hooks = [dict(type='CheckAnnotationsHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

@@ -30,3 +30,4 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.9))
 custom_hooks = [dict(type='CheckAnnotationsHook')]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
