@@ -8,15 +8,23 @@ The pip package lacks them. This takes their flags, lazy configs (.py) and YAML 
     python tools/train_detectron2.py --config-file CONFIG.yaml --dataset blood_train=blood/train.json:blood/train \\
         DATASETS.TRAIN '("blood_train",)'
 
---num-gpus is the number of processes, also on a machine without GPUs, where they talk through gloo.
+--num-gpus is the number of processes, also on a machine without GPUs, where they talk through gloo. A run that goes on
+with --resume ends with the weights of an unbroken one. Told to stop by SIGTERM or SIGUSR1, it saves and ends with
+status 75. Under torchrun it begins again by itself:
+
+    torchrun --nproc-per-node 8 --max-restarts 3 tools/train_detectron2.py --resume --config-file CONFIG.py
 """
 
 import argparse
 import difflib
 import inspect
 import logging
+import multiprocessing
 import os
 import re
+import signal
+import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -38,9 +46,12 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import distributed, nn
+from torch.multiprocessing import ProcessExitedException
 
 from backbones.integrations.detectron2 import ThreadCountHook, register_coco_json
+from backbones.integrations.detectron2_resume import ResumeHook, WholeFileCheckpointer
+from backbones.resume import StopSignals
 
 logger = logging.getLogger("detectron2")
 
@@ -130,14 +141,17 @@ def _run_lazy(config: DictConfig, arguments: argparse.Namespace) -> None:
         _clip_gradients(optimizer, **clip.params)
     model = create_ddp_model(model, **config.train.ddp)
     kind = AMPTrainer if config.train.amp.enabled else SimpleTrainer
-    trainer = kind(model, instantiate(config.dataloader.train), optimizer)
-    checkpointer = DetectionCheckpointer(model, config.train.output_dir, trainer=trainer)
+    trainer = kind(model, None, optimizer)
+    checkpointer = WholeFileCheckpointer(model, config.train.output_dir, trainer=trainer)
+    seed = OmegaConf.select(config, "train.seed", default=-1)
+    resume = ResumeHook(checkpointer, lambda: instantiate(config.dataloader.train), seed)
     # First, so that it times the step alone.
     if config.train.device == "cpu" and comm.get_world_size() == 1 and "OMP_NUM_THREADS" not in os.environ:
         trainer.register_hooks([ThreadCountHook()])
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))])
     if comm.is_main_process():
         trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer)])
+    trainer.register_hooks([resume])
     # Before the writers, which then write the scores too.
     trainer.register_hooks([hooks.EvalHook(config.train.eval_period, lambda: _evaluate(config, model))])
     if comm.is_main_process():
@@ -181,7 +195,15 @@ def _evaluate(config: DictConfig, model: nn.Module) -> dict:
 
 
 class YamlTrainer(DefaultTrainer):
-    """Detectron2's trainer for YAML configs, with COCO's scores."""
+    """Detectron2's trainer for YAML configs, with COCO's scores, for runs that are interrupted."""
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Detectron2's, and the one that resumes."""
+        self.checkpointer = WholeFileCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        found = super().build_hooks()
+        evaluation = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
+        found.insert(evaluation, ResumeHook(self.checkpointer, lambda: self.data_loader, self.cfg.SEED))
+        return found
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
@@ -211,6 +233,44 @@ def _run_yaml(config: CfgNode, arguments: argparse.Namespace) -> None:
     trainer.train()
 
 
+def start(arguments: argparse.Namespace) -> None:
+    """Runs `main` in the process that torchrun started, or in as many as ``--num-gpus`` says.
+
+    Raises:
+        SystemExit: With the status of the processes, if that is not 0.
+    """
+    if distributed.is_torchelastic_launched():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        main(arguments)
+        return
+    if arguments.num_gpus * arguments.num_machines > 1:
+        for number in StopSignals.SIGNALS:
+            signal.signal(number, _pass_on)
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except ProcessExitedException as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _pass_on(number: int, _frame) -> None:
+    children = multiprocessing.active_children()
+    if not children:
+        sys.exit(128 + number)
+    for child in children:
+        os.kill(child.pid, number)
+
+
 def _data_set(text: str) -> tuple[str, str, str]:
     name, equals, files = text.partition("=")
     json_file, colon, image_root = files.rpartition(":")
@@ -229,12 +289,4 @@ if __name__ == "__main__":
         metavar="NAME=JSON:FOLDER",
         help="a COCO json that a YAML config names; may be given several times",
     )
-    arguments = parser.parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    start(parser.parse_args())
