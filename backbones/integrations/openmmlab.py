@@ -164,7 +164,12 @@ class LayerDecayOptimWrapperConstructor(ReducedGroupsOptimWrapperConstructor):
     def adjust(self, params: list[dict], module: torch.nn.Module) -> None:
         """Scales the rates of the backbone's parameters."""
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        backbones = {n: m for n, m in module.named_modules() if isinstance(m, defocus.DefocusBackbone)}
+        # Asked once: each of the names is looked for in the whole backbone.
+        backbones = {
+            name: (part, part.no_weight_decay())
+            for name, part in module.named_modules()
+            if isinstance(part, defocus.DefocusBackbone)
+        }
         if not backbones:
             raise ValueError("layer_decay_rate needs a De-focus backbone in the model, which has none")
         for group in params:
@@ -173,13 +178,13 @@ class LayerDecayOptimWrapperConstructor(ReducedGroupsOptimWrapperConstructor):
 
     def _scale(self, group: dict, name: str, parameter: torch.Tensor, backbones: dict) -> None:
         undecayed = parameter.ndim == 1
-        for prefix, backbone in backbones.items():
+        for prefix, (backbone, constants) in backbones.items():
             if name.startswith(f"{prefix}."):
                 local = name.removeprefix(f"{prefix}.")
                 depth = len(backbone.blocks)
                 scale = self.layer_decay_rate ** (depth + 1 - backbone.get_layer_id(local))
                 group["lr"] = group.get("lr", self.base_lr) * scale
-                undecayed |= local in backbone.no_weight_decay()
+                undecayed |= local in constants
         if undecayed:
             group["weight_decay"] = 0.0
 
