@@ -4,7 +4,7 @@ VENV ?= .venv
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
 
-.PHONY: demo demo-seg demo-d2 test test-matrix setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 test test-matrix test-detectron2 mutants setup lint clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -26,6 +26,14 @@ test: setup
 # `make test-matrix ONLY="oldest newest"` tests some of them.
 test-matrix: setup
 	@$(VENV)/bin/python tools/test_matrix.py $(ONLY)
+
+# In an environment that has both: make test-detectron2 VENV=… DETECTRON2_ROOT=… DETREX_ROOT=…
+test-detectron2:
+	@$(VENV)/bin/python -m tests.run_detectron2
+
+# Breaks the code, one change at a time; the tests must notice. Takes an hour, for once a week.
+mutants: setup
+	@$(VENV)/bin/python -m tests.mutants.run
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
