@@ -1,5 +1,6 @@
-"""What every test starts from: a fixed seed, the repository as working directory, no forced backend."""
+"""What every test starts from: a fixed seed, the repository as working directory, no forced backend, no scope."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ def _surroundings(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("DEFOCUS_SCAN_BACKEND", raising=False)
+    yield
+    # The scope in which mmengine looks for names would outlive its test, and another test live on it.
+    if "mmengine.registry" in sys.modules:
+        sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Every config of Detectron2 and detrex here builds and says what it should; each kind of head trains and infers."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,37 @@ def test_config_builds(path, tmp_path):
     assert scheduler(1 - 1e-6) <= 0.1
     for split in ("train", "test"):
         instantiate(config.dataloader[split].mapper)
+
+
+# Rate, weight decay, factor on the rate from a block to the one below, drop path of the last block.
+VITDET = (1e-4, 0.1, 0.8, 0.1)
+RECIPES = {"large": (1e-4, 0.1, 0.9, 0.4), "tiny": (1e-3, 0.05, 1.0, 0.0), "LVIS": (2e-4, 0.1, 0.8, 0.1)}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if "dino" not in p.parts], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_rates_and_decay_that_the_optimizer_holds(path):
+    lr, decay, rate, drop_path = next((RECIPES[key] for key in RECIPES if key in str(path)), VITDET)
+    config = load(path)
+    model = build(config)
+    config.optimizer.params.model = model
+    held = {id(p): group for group in instantiate(config.optimizer).param_groups for p in group["params"]}
+    (place,) = (name for name, module in model.named_modules() if isinstance(module, DefocusBackbone))
+    net = model.get_submodule(place)
+    depth = len(net.blocks)
+    assert net.blocks[-1].drop_path.drop_prob == drop_path and net.with_cp == ("tiny" not in path.stem)
+    for name, parameter in model.named_parameters():
+        group, local = held[id(parameter)], name.removeprefix(f"{place}.")
+        above = 0
+        if local != name:
+            block = re.match(r"blocks\.(\d+)\.", local)
+            above = depth - int(block[1]) if block else (0 if local.startswith("norm.") else depth + 1)
+            constant = local == "cls_token" or parameter.ndim == 1 or local.endswith((".A_log", ".freq"))
+            assert group["weight_decay"] == (0 if constant else decay), name
+        elif parameter.ndim > 1:
+            assert group["weight_decay"] == decay, name
+        assert group["lr"] == pytest.approx(lr * rate**above), name
 
 
 @pytest.mark.parametrize("stem", [s for s in BY_NAME if "rcnn" in s and "any" not in s])

@@ -16,13 +16,13 @@ pytest.importorskip("mmseg", reason="mmseg is not installed")
 import mmseg
 from PIL import Image
 
+from tests.stock_tools import ENVIRONMENT, run_script, try_script, try_scripts
 from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
 CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,6 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     load_tool("make_shapes").make_shapes(folder, train=8, val=3, size=96, seed=0)
     return folder
-
-
-def run(*command):
-    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=ENVIRONMENT)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    return result.stdout + result.stderr
 
 
 def options(shapes, iterations):
@@ -67,7 +61,7 @@ def trained(shapes, tmp_path_factory):
     command = [sys.executable, TOOLS / "train.py", CONFIG, "--work-dir", work_dir]
     process = subprocess.Popen(
         [*map(str, command), *options(shapes, 1000)],
-        env=ENVIRONMENT,
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -79,7 +73,7 @@ def trained(shapes, tmp_path_factory):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     reached = int(re.search(r"iter_(\d+)\.pth", (work_dir / "last_checkpoint").read_text())[1])
-    output = run(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *options(shapes, reached + 2))
+    output = run_script(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *options(shapes, reached + 2))
     return work_dir, output, reached
 
 
@@ -95,7 +89,9 @@ def test_scores_are_those_of_the_predictions_it_writes(trained, shapes, tmp_path
     work_dir, _, reached = trained
     checkpoint = work_dir / f"iter_{reached + 2}.pth"
     out = tmp_path / "predictions"
-    output = run(TOOLS / "test.py", CONFIG, checkpoint, "--work-dir", tmp_path, "--out", out, *options(shapes, 4))
+    output = run_script(
+        TOOLS / "test.py", CONFIG, checkpoint, "--work-dir", tmp_path, "--out", out, *options(shapes, 4)
+    )
     printed = float(re.search(r"aAcc: ([\d.]+)", output)[1])
     right = total = 0
     for path in sorted((shapes / "semantic/val").glob("*.png")):
@@ -108,24 +104,21 @@ def test_sliding_window_and_augmented_tests_run(trained, shapes, tmp_path):
     work_dir, _, reached = trained
     slide = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64, 64)", "model.test_cfg.stride=(40, 40)"]
     test = [TOOLS / "test.py", CONFIG, work_dir / f"iter_{reached + 2}.pth", "--work-dir", tmp_path]
-    assert "mIoU" in run(*test, *options(shapes, 4), *slide)
-    assert "mIoU" in run(*test, "--tta", *options(shapes, 4))
+    assert "mIoU" in run_script(*test, *options(shapes, 4), *slide)
+    assert "mIoU" in run_script(*test, "--tta", *options(shapes, 4))
 
 
 def test_a_wrong_label_map_is_refused_before_training(shapes, tmp_path):
     too_few = ["model.decode_head.num_classes=4", "model.auxiliary_head.num_classes=4"]
-    result = subprocess.run(
-        [sys.executable, TOOLS / "train.py", CONFIG, "--work-dir", tmp_path, *options(shapes, 2), *too_few],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert result.returncode != 0 and re.search(r"holds labels \[.*\], the head knows 0 to 3", result.stderr)
+    status, output = try_script(TOOLS / "train.py", CONFIG, "--work-dir", tmp_path, *options(shapes, 2), *too_few)
+    assert status != 0 and re.search(r"holds labels \[.*\], the head knows 0 to 3", output)
     assert not losses(tmp_path)
 
 
 def test_bf16(shapes, tmp_path):
-    run(TOOLS / "train.py", CONFIG, "--work-dir", tmp_path, *options(shapes, 2), "optim_wrapper.type=Bf16OptimWrapper")
+    run_script(
+        TOOLS / "train.py", CONFIG, "--work-dir", tmp_path, *options(shapes, 2), "optim_wrapper.type=Bf16OptimWrapper"
+    )
     found = losses(tmp_path)
     assert sorted(found) == [1, 2] and all(0 < loss < 50 for loss in found.values())
 
@@ -139,11 +132,11 @@ def test_flags(trained, shapes, tmp_path):
         "amp.is_cuda_available = lambda: True\n"
         f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
     )
-    run(script, CONFIG, "--amp", "--work-dir", tmp_path, *options(shapes, 2), "optim_wrapper.dtype=bfloat16")
+    run_script(script, CONFIG, "--amp", "--work-dir", tmp_path, *options(shapes, 2), "optim_wrapper.dtype=bfloat16")
     assert sorted(losses(tmp_path)) == [1, 2]
     work_dir, _, reached = trained
     test = [TOOLS / "test.py", CONFIG, work_dir / f"iter_{reached + 2}.pth", "--work-dir", tmp_path]
-    run(*test, "--show-dir", tmp_path / "shown", *options(shapes, 4))
+    run_script(*test, "--show-dir", tmp_path / "shown", *options(shapes, 4))
     # Ground truth beside predictions.
     shown = {path.name: Image.open(path).size for path in (tmp_path / "shown").rglob("vis_image/*.png")}
     sizes = [Image.open(path).size for path in sorted((shapes / "val").glob("*.jpg"))]
@@ -158,20 +151,15 @@ def test_two_processes(shapes, tmp_path):
         "torch.cuda.set_device = lambda device: None\n"
         f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
     )
-    run(
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=29518",
-        script,
-        CONFIG,
-        "--launcher=pytorch",
-        "--work-dir",
-        tmp_path,
-        *options(shapes, 3),
+    command = [script, CONFIG, "--launcher=pytorch", "--work-dir", tmp_path, *options(shapes, 3)]
+    command += [
         "env_cfg.dist_cfg.backend=gloo",
         # Without it mmengine hands DDP a device id, which it refuses for a model on the CPU.
         "model_wrapper_cfg.type=MMDistributedDataParallel",
         "model_wrapper_cfg.device_ids=None",
-    )
+    ]
+    # What torch's launcher says to each of them.
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29518")
+    results = try_scripts([command] * 2, [place | dict(RANK=rank, LOCAL_RANK=rank) for rank in "01"])
+    assert [status for status, _ in results] == [0, 0], results
     assert sorted(losses(tmp_path)) == [1, 2, 3]

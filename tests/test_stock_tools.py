@@ -1,10 +1,7 @@
 """mmdet's own tools on our configs and a few drawn images: training, resuming, scoring, inference."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 import mmdet
 
+from tests.stock_tools import run_command, run_script
 from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
@@ -26,17 +24,6 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     load_tool("make_shapes").make_shapes(folder, train=12, val=4, size=112, seed=0)
     return folder
-
-
-def run(*command, environment=None):
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    return result.stdout + result.stderr
 
 
 def options(shapes, epochs):
@@ -65,8 +52,8 @@ def losses(work_dir):
 def trained(shapes, tmp_path_factory):
     """One epoch, and a second one as a resumed run."""
     work_dir = tmp_path_factory.mktemp("work")
-    run(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, *options(shapes, 1))
-    output = run(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *options(shapes, 2))
+    run_command(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, *options(shapes, 1))
+    output = run_script(TOOLS / "train.py", CONFIG, "--work-dir", work_dir, "--resume", *options(shapes, 2))
     return work_dir, output
 
 
@@ -94,7 +81,7 @@ def test_every_parameter_of_the_backbone_moved(trained, shapes):
 def test_scores_by_coco_metrics(trained, shapes, tmp_path):
     work_dir, _ = trained
     prefix = tmp_path / "predictions"
-    output = run(
+    output = run_script(
         TOOLS / "test.py",
         CONFIG,
         work_dir / "epoch_2.pth",
@@ -137,7 +124,7 @@ def test_flags_of_training(shapes, tmp_path):
         f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
     )
     flags = ["--amp", "--auto-scale-lr", "--work-dir", tmp_path]
-    output = run(script, CONFIG, *flags, *options(shapes, 1), "optim_wrapper.dtype=bfloat16")
+    output = run_script(script, CONFIG, *flags, *options(shapes, 1), "optim_wrapper.dtype=bfloat16")
     # Batches of 4 where the config was made for 2: twice its rate, of which the warm-up's first step takes a hundredth.
     assert "Scaling the original LR by 2.0" in output
     entries = losses(tmp_path)
@@ -153,7 +140,7 @@ def test_flags_of_testing(trained, shapes, tmp_path):
 
     work_dir, _ = trained
     flags = ["--tta", "--out", tmp_path / "out.pkl", "--show-dir", tmp_path / "shown", "--work-dir", tmp_path]
-    output = run(TOOLS / "test.py", CONFIG, work_dir / "epoch_2.pth", *flags, *options(shapes, 2))
+    output = run_script(TOOLS / "test.py", CONFIG, work_dir / "epoch_2.pth", *flags, *options(shapes, 2))
     assert "coco/bbox_mAP" in output
     dumped = pickle.loads((tmp_path / "out.pkl").read_bytes())
     assert len(dumped) == 4 and all(len(sample["pred_instances"]["bboxes"]) > 0 for sample in dumped)
@@ -167,10 +154,12 @@ def test_any_coco_json_needs_its_folder_alone(shapes, tmp_path):
     config = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-1500it_any-coco-json.py"
     short = [f"data_root={shapes}", "start_from=None", "train_cfg.max_iters=2", "train_cfg.val_interval=2"]
     short += ["default_hooks.logger.interval=1", "default_hooks.checkpoint.interval=2"]
-    output = run(TOOLS / "train.py", config, "--work-dir", tmp_path, "--cfg-options", *short)
+    output = run_script(TOOLS / "train.py", config, "--work-dir", tmp_path, "--cfg-options", *short)
     assert "6 classes (circle, square, triangle, star, ring, cross)" in output and "coco/bbox_mAP" in output
     assert [entry["step"] for entry in losses(tmp_path)] == [1, 2]
-    output = run(TOOLS / "test.py", config, tmp_path / "iter_2.pth", "--work-dir", tmp_path, "--cfg-options", *short)
+    output = run_script(
+        TOOLS / "test.py", config, tmp_path / "iter_2.pth", "--work-dir", tmp_path, "--cfg-options", *short
+    )
     assert "coco/bbox_mAP" in output
 
 
@@ -182,7 +171,7 @@ def test_two_processes(shapes, tmp_path):
         "torch.cuda.set_device = lambda device: None\n"
         f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
     )
-    run(
+    run_command(
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",

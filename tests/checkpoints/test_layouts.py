@@ -1,5 +1,7 @@
 """Names under mmdet and Detectron2, written out, and nothing lost on the way there and back."""
 
+import json
+
 import pytest
 import torch
 
@@ -100,6 +102,34 @@ def test_dino_in_detrex_names():
     # detrex registers its heads once more in the decoder.
     assert found["transformer.decoder.bbox_embed.1.layers.1.bias"] == "bbox_head.reg_branches.1.2.bias"
     assert to_mmdet(converted)[0].keys() == weights.keys()
+
+
+def test_a_released_detector_has_detrex_names_and_shapes():
+    """All of them, read once from detrex' own model."""
+    with open("tests/data/detector_keys_base.json") as file:
+        released = {name: torch.empty(shape, device="meta") for name, shape in json.load(file).items()}
+    with open("tests/data/detrex_keys_base.json") as file:
+        expected = {name: tuple(shape) for name, shape in json.load(file).items()}
+    converted, left = to_detectron2(released)
+    assert left == [] and {name: tuple(value.shape) for name, value in converted.items()} == expected
+    back, left = to_mmdet(converted)
+    assert left == [] and all(back[name] is value for name, value in released.items())
+
+
+@pytest.mark.parametrize(
+    "patch_size, start, count, stages",
+    [(16, 0, 4, (2, 3, 4, 5)), (8, 0, 4, (1, 2, 3, 4)), (8, 1, 3, (2, 3, 4)), (16, 2, 2, (4, 5)), (4, 0, 3, (0, 1, 2))],
+)
+def test_scales_are_numbered_by_the_logarithm_of_their_strides(patch_size, start, count, stages):
+    backbone = DefocusMamba(ARCH, patch_size=patch_size).state_dict()
+    weights = {f"backbone.{k}": v for k, v in backbone.items()}
+    weights |= {f"neck.{k}": v for k, v in SimpleFPN(32, 16, count, start).state_dict().items()}
+    converted, left = to_detectron2(weights)
+    assert left == []
+    assert {name.split(".")[1] for name in converted if "simfp" in name} == {f"simfp_{stage}" for stage in stages}
+    for i, stage in enumerate(stages):
+        last = max(name for name in converted if name.startswith(f"backbone.simfp_{stage}."))
+        assert converted[last] is weights[f"neck.fpn_convs.{i}.{'norm_layer' if '.norm.' in last else 'conv'}.weight"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,13 @@ def segmentor():
     model.auxiliary_head.update(in_channels=256, channels=8, num_classes=3)
     for part in (model.backbone, model.decode_head, model.auxiliary_head):
         part.norm_cfg = dict(type="BN")
-    return MODELS.build(model)
+    return build(model)
+
+
+def build(model):
+    """A model without weights: what it knows is all that is asked of it."""
+    with torch.device("meta"):
+        return MODELS.build(model)
 
 
 def detector(config, **head_settings):
@@ -50,7 +56,7 @@ def detector(config, **head_settings):
     model.backbone.init_cfg = None
     for head, settings in head_settings.items():
         (model if head in model else model.roi_head)[head].update(settings)
-    return MODELS.build(model)
+    return build(model)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +264,13 @@ def test_a_detector_without_class_heads_is_checked_for_the_rest(tmp_path):
     coco_set(tmp_path, run_length(40, 60))
     with pytest.raises(ValueError, match="one of its masks 60×40"):
         check_coco(rpn, coco_config(tmp_path))
+
+
+def test_proposals_of_any_head_do_not_limit_instances(tmp_path):
+    """A dense head as rpn_head knows one class, things, and is of no class called RPN."""
+    model = detector(MASK_RCNN, rpn_head=dict(type="RetinaHead", num_classes=1, stacked_convs=1))
+    coco_set(tmp_path, POLYGON, category=3)
+    check_coco(model, coco_config(tmp_path))
 
 
 def test_stuff_and_class_agnostic_heads_do_not_limit_instances(tmp_path):

@@ -90,6 +90,18 @@ def test_init_cfg_loads_a_released_classifier(tmp_path):
     assert not model.cls_token.any()
 
 
+@pytest.mark.parametrize("container", [None, "model"])
+def test_init_cfg_names_the_weights_to_take(tmp_path, container):
+    average, last = (backbones.DefocusMamba(TINY).state_dict() for _ in range(2))
+    torch.save({"model": last, "model_ema": average}, tmp_path / "cls.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "cls.pth"))
+    init_cfg |= {} if container is None else dict(container=container)
+    model = MODELS.build(dict(type="DefocusMamba", arch=TINY, init_cfg=init_cfg))
+    model.init_weights()
+    truth = average if container is None else last
+    assert all(torch.equal(value, truth[name]) for name, value in model.state_dict().items())
+
+
 def test_init_cfg_names_one_of_two_backbones(tmp_path):
     teacher = backbones.DefocusMamba(TINY).state_dict()
     weights = {f"teacher.backbone.{k}": v for k, v in teacher.items()}
@@ -171,14 +183,6 @@ print(backbones.SimpleFPN(64)(backbone(torch.zeros(1, 3, 32, 32)))[0].shape)
     assert "[1, 256, 8, 8]" in result.stdout
 
 
-def test_a_broken_framework_is_not_hidden(tmp_path):
-    (tmp_path / "mmengine").mkdir()
-    (tmp_path / "mmengine/__init__.py").write_text("import absent_dependency")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import backbones"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "absent_dependency" in result.stderr and result.returncode != 0
-
-
 @pytest.mark.parametrize("loop", ["epochs", "iterations"])
 def test_drop_path_rises_while_mmengine_trains(loop, tmp_path):
     from mmengine.model import BaseModel
@@ -249,7 +253,9 @@ def test_layer_wise_decay_is_what_the_optimizer_holds(depth, adapted):
     optim_wrapper = dict(
         optimizer=dict(type="AdamW", lr=6e-5, weight_decay=0.05),
         constructor="LayerDecayOptimWrapperConstructor",
-        paramwise_cfg=dict(layer_decay_rate=0.9, custom_keys={"head": dict(lr_mult=10.0)}),
+        paramwise_cfg=dict(
+            layer_decay_rate=0.9, custom_keys={"head": dict(lr_mult=10.0), "backbone": dict(lr_mult=0.5)}
+        ),
     )
     model = Segmentor()
     groups = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
@@ -258,7 +264,8 @@ def test_layer_wise_decay_is_what_the_optimizer_holds(depth, adapted):
     assert len(held) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         lr, decay = held[id(parameter)]
-        expected = 6e-4 if name.startswith("head.") else 6e-5
+        # mmengine's own factors multiply.
+        expected = 6e-4 if name.startswith("head.") else 3e-5
         if name.startswith(prefix):
             local = name.removeprefix(prefix)
             if local.startswith(("patch_embed.", "cls_token")):

@@ -45,6 +45,19 @@ def test_a_training_step_reaches_every_parameter(name):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_dropout_stands_before_both_heads_in_training_alone():
+    model = tiny("defocus_vit_small", num_classes=10, drop_rate=1.0)
+    for head in (model.head, model.head2):
+        torch.nn.init.normal_(head.bias)
+    images = torch.randn(2, 3, 48, 32)
+    # Of tokens that are all dropped the heads see zeros, and say their biases.
+    biases = (model.head.bias.log_softmax(-1) + model.head2.bias.log_softmax(-1)) / 2
+    torch.testing.assert_close(model.train()(images), biases.expand(2, -1))
+    tokens = model.forward_features(images)
+    assert not model.forward_head(tokens, pre_logits=True).any()
+    torch.testing.assert_close(model.eval()(images), model.head(tokens[:, -1]))
+
+
 def test_both_heads_are_trained_together():
     model = tiny("defocus_vit_small", num_classes=10)
     images, target = torch.randn(2, 3, 48, 32), torch.tensor([1, 7])
@@ -53,6 +66,7 @@ def test_both_heads_are_trained_together():
     out = model.train()(images)
     # Where cross entropy takes the logits as log-probabilities it is the mean of the two.
     mean = (F.cross_entropy(main, target) + F.cross_entropy(auxiliary, target)) / 2
+    assert not torch.allclose(main, auxiliary)
     torch.testing.assert_close(F.nll_loss(out, target), mean)
     torch.testing.assert_close(model.eval()(images), main)
 

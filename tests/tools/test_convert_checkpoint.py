@@ -1,5 +1,7 @@
-"""The converter's two ways between frameworks, as commands."""
+"""The converter as a command: between frameworks, to a backbone alone, to fewer classes, and what it refuses."""
 
+import contextlib
+import io
 import os
 import stat
 import subprocess
@@ -10,13 +12,32 @@ import torch
 
 from backbones import DefocusMamba, SimpleFPN
 from backbones.checkpoints import read_checkpoint, weights_of
+from tests.testing import load_tool
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
 
 
 def convert(*arguments):
-    words = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True)
+    """What the command would leave behind, without the seconds that a process takes to import all frameworks."""
+    words, out, err, code = [*map(str, arguments)], io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["tools/convert_checkpoint.py", *words])
+        try:
+            load_tool("convert_checkpoint").main()
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def test_the_program(tmp_path):
+    torch.save({"model": DefocusMamba(TINY).state_dict()}, tmp_path / "cls.pth")
+    words = [sys.executable, "tools/convert_checkpoint.py", tmp_path / "cls.pth", tmp_path / "backbone.pth"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0 and "27 tensors" in result.stdout, result.stderr
+    assert (tmp_path / "backbone.pth").exists()
 
 
 def test_to_detectron2_and_back(tmp_path):
@@ -86,6 +107,44 @@ def test_a_tensor_of_two_names_is_written_as_safetensors(tmp_path):
     written = read_checkpoint(tmp_path / "detrex.safetensors")
     for name in ("class_embed.0.weight", "transformer.decoder.class_embed.0.weight"):
         assert torch.equal(written[name], detector["bbox_head.cls_branches.0.weight"])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_pyramid_goes_where_the_detector_has_it(tmp_path, adapted):
+    detector = {f"backbone.{k}": v for k, v in DefocusMamba(TINY).state_dict().items()}
+    detector |= {f"neck.{k}": v for k, v in SimpleFPN(64, 32).state_dict().items()}
+    torch.save({"state_dict": detector}, tmp_path / "mmdet.pth")
+    options = ["--adapted"] if adapted else []
+    assert convert(tmp_path / "mmdet.pth", tmp_path / "d2.pth", "--to", "detectron2", *options).returncode == 0
+    written = read_checkpoint(tmp_path / "d2.pth")["model"]
+    name = "backbone.adapter.lateral_convs.0.conv.weight" if adapted else "backbone.simfp_2.4.weight"
+    assert torch.equal(written[name], detector["neck.lateral_convs.0.conv.weight"])
+
+
+@pytest.mark.parametrize("container", [None, "model"])
+def test_a_classifier_over_the_classes_that_a_file_lists(tmp_path, container):
+    weights = {k.replace("projection", "proj"): v for k, v in DefocusMamba(TINY).state_dict().items()}
+    heads = {f"{head}.weight": torch.randn(50, 64) for head in ("head", "head2")}
+    heads |= {f"{head}.bias": torch.randn(50) for head in ("head", "head2")}
+    average, last = weights | heads, weights | {name: value + 1 for name, value in heads.items()}
+    torch.save({"model": last, "model_ema": average}, tmp_path / "21k.pth")
+    (tmp_path / "rows.txt").write_text("7\n3\n49\n")
+    options = ["--class-map", tmp_path / "rows.txt", *([] if container is None else ["--container", container])]
+    assert convert(tmp_path / "21k.pth", tmp_path / "1k.pth", *options).returncode == 0
+    written, source = read_checkpoint(tmp_path / "1k.pth")["state_dict"], average if container is None else last
+    assert written.keys() == source.keys()
+    for name, value in written.items():
+        assert torch.equal(value, source[name][[7, 3, 49]] if name in heads else source[name]), name
+
+
+def test_one_of_two_backbones(tmp_path):
+    student, teacher = (DefocusMamba(TINY).state_dict() for _ in range(2))
+    both = {f"{who}.backbone.{k}": v for who, w in (("student", student), ("teacher", teacher)) for k, v in w.items()}
+    torch.save(both, tmp_path / "semi.pth")
+    assert convert(tmp_path / "semi.pth", tmp_path / "out.pth").returncode == 1
+    assert convert(tmp_path / "semi.pth", tmp_path / "out.pth", "--prefix", "teacher.backbone").returncode == 0
+    written = read_checkpoint(tmp_path / "out.pth")["state_dict"]
+    assert written.keys() == teacher.keys() and all(torch.equal(written[k], teacher[k]) for k in teacher)
 
 
 def test_what_is_not_overwritten(segmentor, tmp_path):

@@ -1,6 +1,7 @@
 """The demos' programs: what they do again, and what they hand to the next step, without training."""
 
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -71,6 +72,53 @@ def test_a_demo_ends_with_the_official_table_and_the_page(load_demo, monkeypatch
     assert told.images == Path("work_dirs/shapes/val") and told.out.name == "report.html"
     assert told.checkpoint.suffix == ".pth" and Path(told.config).is_file()
     assert (told.classes or [])[:2] == (["background", "circle"] if name == "demo_seg" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "checkpoint", "predictions"),
+    [
+        (
+            "demo",
+            "work_dirs/demo/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes",
+            "epoch_4.pth",
+            "predictions.bbox.json",
+        ),
+        (
+            "demo_seg",
+            "work_dirs/demo_seg/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes",
+            "iter_3600.pth",
+            "predictions",
+        ),
+    ],
+)
+def test_what_a_demo_trains_is_scored_and_drawn(load_demo, name, config, checkpoint, predictions):
+    """The folder in which one step leaves something is the one where the next looks."""
+    pytest.importorskip("mmdet", reason="mmdet is not installed")
+    pytest.importorskip("mmseg", reason="mmseg is not installed")
+    demo, commands = load_demo(name)
+    demo.main()
+    words = {tool: [str(word) for word in command] for tool, command in commands.items()}
+    train, test = words["train.py"], words["test.py"]
+    show = words["show_results.py" if name == "demo" else "show_segmentation.py"]
+    assert train[2] == test[2] and Path(train[2]).stem == Path(config).name
+    assert train[3:6] == ["--work-dir", config, "--resume"]
+    assert test[3] == f"{config}/{checkpoint}"
+    written = test[-1].removeprefix("test_evaluator.outfile_prefix=")
+    assert written == f"{config}/predictions"
+    options = dict(itertools.pairwise(show))
+    assert options["--predictions"] == f"{config}/{predictions}" and options["--out"] == config
+    assert options["--images"] == "work_dirs/shapes/val"
+    truth = "annotations/instances_val.json" if name == "demo" else "semantic/val"
+    assert options["--annotations"] == f"work_dirs/shapes/{truth}"
+    assert words["make_shapes.py"][2] == "work_dirs/shapes"
+
+
+def test_a_demo_trains_the_mixer_that_is_asked_for(load_demo, monkeypatch):
+    pytest.importorskip("mmdet", reason="mmdet is not installed")
+    demo, commands = load_demo("demo")
+    monkeypatch.setattr(sys, "argv", ["demo", "--family", "vit"])
+    demo.main()
+    assert Path(commands["train.py"][2]).stem == "dino-4scale_defocus-vit-tiny_1xb2-4e_shapes"
 
 
 @pytest.mark.parametrize(("predicted", "scored"), [(100, True), (300, False)])

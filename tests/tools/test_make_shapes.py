@@ -90,6 +90,64 @@ def test_instances_agree_with_the_drawn_masks(shapes, split):
             assert annotation["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
 
 
+def grown(mask, pixels):
+    """A mask with a rim of so many pixels, or without one if negative."""
+    square = np.ones((2 * abs(pixels) + 1,) * 2, np.uint8)
+    return (cv2.dilate if pixels > 0 else cv2.erode)(mask.astype(np.uint8), square).astype(bool)
+
+
+@pytest.fixture(scope="module")
+def lone_shapes(tmp_path_factory):
+    """From the written files: pixels, mask and category of each shape that nothing covers or cuts off."""
+    root = tool.make_shapes(tmp_path_factory.mktemp("data") / "lone", train=45, val=0, size=256, seed=0)
+    coco = pycocotools_coco.COCO(root / "annotations/instances_train.json")
+    found = []
+    for image in coco.imgs.values():
+        pixels = cv2.imread(str(root / "train" / image["file_name"])).astype(np.float32)
+        masks = [coco.annToMask(annotation).astype(bool) for annotation in coco.imgToAnns[image["id"]]]
+        everything = np.sum(masks, 0)
+        for annotation, mask in zip(coco.imgToAnns[image["id"]], masks):
+            rim = grown(mask, 3) & ~mask
+            at_border = any(edge.any() for edge in (mask[:3], mask[-3:], mask[:, :3], mask[:, -3:]))
+            if mask.sum() >= 300 and not at_border and not everything[rim].any():
+                found.append((pixels, mask, coco.cats[annotation["category_id"]]["name"]))
+    return found
+
+
+def name_of_outline(mask):
+    """What a mask shows: told by a hole, by how full its hull is, and its smallest rectangle."""
+    contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if (hierarchy[0][:, 3] >= 0).any():
+        return "ring"
+    (outline,) = contours
+    # Contours run through pixel centres: half a pixel within the edge.
+    solidity = mask.sum() / (cv2.contourArea(cv2.convexHull(outline)) + len(outline) / 2)
+    if solidity < 0.8:
+        # Of a star of five points 0.47 to 0.57 of the hull, of a cross 0.62 to 0.72.
+        return "star" if solidity < 0.64 else "cross"
+    width, height = cv2.minAreaRect(outline)[1]
+    extent = mask.sum() / ((width + 1) * (height + 1))
+    # A half, a quarter of pi, and all; pixels round the corners off.
+    return "triangle" if extent < 0.65 else ("circle" if extent < 0.805 else "square")
+
+
+def test_outlines_are_those_of_their_classes(lone_shapes):
+    names = [name for _, _, name in lone_shapes]
+    assert min(names.count(name) for name in tool.SHAPES) >= 3
+    assert [name_of_outline(mask) for _, mask, _ in lone_shapes] == names
+
+
+def test_masks_lie_where_the_paint_is(lone_shapes):
+    """The colour changes most where a mask has its border, and less a few pixels beside it."""
+    for pixels, mask, name in lone_shapes:
+        changes = {}
+        for shift in [(y, x) for y in (-3, 0, 3) for x in (-3, 0, 3)]:
+            moved = np.roll(mask, shift, (0, 1))
+            inner, outer = moved & ~grown(moved, -2), grown(moved, 2) & ~moved
+            changes[shift] = np.abs(pixels[inner].mean(0) - pixels[outer].mean(0)).mean()
+        assert max(changes, key=changes.get) == (0, 0), name
+
+
 @pytest.mark.parametrize("density", [0.05, 0.5, 0.8, 1.0])
 def test_outlines_rasterise_to_any_mask(density):
     rng = np.random.default_rng(0)

@@ -62,6 +62,28 @@ def test_no_header_for_another_compiler_nor_beside_flags_of_the_user(tmp_path):
     assert setup_env.precompile_header(Path(sys.executable), tmp_path, environment) is None
 
 
+def test_set_up_is_made_again_when_requirements_change(tmp_path, monkeypatch):
+    """What is complete by the stamp is left alone; other requirements, or another place, make another stamp."""
+    requirements, venv = tmp_path / "requirements", tmp_path / "venv"
+    requirements.mkdir()
+    venv.mkdir()
+    (requirements / "torch.txt").write_text("torch==2.11.0\n")
+    monkeypatch.setattr(setup_env, "REQUIREMENTS", requirements)
+    monkeypatch.setattr(sys, "argv", ["setup_env.py", str(venv)])
+    # Whatever is started ends here.
+    monkeypatch.setattr(setup_env, "missing_prerequisites", lambda venv: ["an end"])
+    (venv / ".setup-complete").write_text(setup_env._fingerprint())
+    setup_env.main()
+    (requirements / "torch.txt").write_text("torch==2.12.0\n")
+    with pytest.raises(SystemExit, match="an end"):
+        setup_env.main()
+    (venv / ".setup-complete").write_text(setup_env._fingerprint())
+    setup_env.main()
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="an end"):
+        setup_env.main()
+
+
 @pytest.mark.parametrize("flags", [None, "-include header"])
 def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
     steps = []
