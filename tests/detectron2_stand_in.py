@@ -115,7 +115,7 @@ def modules() -> dict[str, ModuleType]:
 
     default = CfgNode(dict(MODEL=CfgNode()))
     contents = {
-        "detectron2": {},
+        "detectron2": dict(__version__="0.6"),
         "detectron2.config": dict(CfgNode=CfgNode),
         "detectron2.config.defaults": dict(_C=default),
         "detectron2.data": dict(DatasetCatalog=catalog, MetadataCatalog=metadata),
