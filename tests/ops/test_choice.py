@@ -1,6 +1,5 @@
 """What each operation runs on when nobody names a backend."""
 
-import importlib.util
 import sys
 import types
 
@@ -29,10 +28,11 @@ def chosen(device):
     return {operation.name: operation.select(device).name for operation in OPERATIONS}
 
 
-def pretend(monkeypatch, **installed):
-    """Makes packages look installed or absent to those who ask for them."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed[name] if name in installed else find(name))
+def pretend(monkeypatch, there, *modules):
+    """Makes modules importable, or not, to those who try."""
+    for name in modules:
+        # None in place of a module makes its import fail.
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name) if there else None)
 
 
 @pytest.mark.skipif(cpu_extension.refusal("cpu") is not None, reason="no working C++ compiler")
@@ -47,10 +47,9 @@ def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
 
 
 def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
-    pretend(monkeypatch, triton=True, fla=True, mamba_ssm=True)
+    pretend(monkeypatch, True, "triton", "fla", "fla.ops", "fla.ops.simple_gla", "mmcv")
     operators = types.ModuleType("mmcv.ops")
     operators.get_compiling_cuda_version = lambda: "12.8"
-    monkeypatch.setitem(sys.modules, "mmcv", types.ModuleType("mmcv"))
     monkeypatch.setitem(sys.modules, "mmcv.ops", operators)
     assert chosen("cuda") == dict(
         defocus_scan="triton",
@@ -62,9 +61,7 @@ def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
 
 
 def test_on_cuda_without_them_pytorch(monkeypatch):
-    pretend(monkeypatch, triton=None, fla=None, mamba_ssm=None)
-    # None in place of a module makes its import fail.
-    monkeypatch.setitem(sys.modules, "mmcv.ops", None)
+    pretend(monkeypatch, False, "triton", "fla", "mmcv.ops")
     assert set(chosen("cuda").values()) == {"torch"}
 
 
