@@ -51,18 +51,24 @@ def train(rank, address):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
     for number, model in enumerate(models()):
-        parallel = DistributedDataParallel(model)
-        for _ in range(2):
-            try:
-                sum(m.square().mean() for m in parallel(torch.randn(1, 3, 40 + 16 * rank, 50))).backward()
-            except RuntimeError as error:
-                raise AssertionError(f"model {number}: {error}") from error
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                theirs = [torch.empty_like(parameter.grad) for _ in range(2)]
-                dist.all_gather(theirs, parameter.grad)
-                assert torch.equal(*theirs), (number, name)
+        train_one(number, model, rank)
+    # A group that is destroyed while its last gathering is cleared away waits for the interpreter, which waits for it.
+    dist.barrier()
     dist.destroy_process_group()
+
+
+def train_one(number, model, rank):
+    parallel = DistributedDataParallel(model)
+    for _ in range(2):
+        try:
+            sum(m.square().mean() for m in parallel(torch.randn(1, 3, 40 + 16 * rank, 50))).backward()
+        except RuntimeError as error:
+            raise AssertionError(f"model {number}: {error}") from error
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            theirs = [torch.empty_like(parameter.grad) for _ in range(2)]
+            dist.all_gather(theirs, parameter.grad)
+            assert torch.equal(*theirs), (number, name)
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
