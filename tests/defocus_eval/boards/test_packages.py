@@ -297,6 +297,9 @@ def test_the_same_content_gives_the_same_file(tmp_path):
     first = make_submission(case.request("coco-panoptic"), tmp_path / "a")
     second = make_submission(case.request("coco-panoptic"), tmp_path / "b")
     assert first.path.read_bytes() == second.path.read_bytes() and first.sha256 == second.sha256
+    with zipfile.ZipFile(first.path) as archive:
+        # No clock is in it.
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left"), RuntimeError])

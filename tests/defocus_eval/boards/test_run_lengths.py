@@ -92,6 +92,6 @@ def test_the_first_of_many_is_found(batch, monkeypatch):
     # A run of no pixels at the end changes nothing; two numbers fewer do.
     codes[17] = codes[17][:-3]
     assert first_fault(codes, pixels)[0] == 17
-    for index, broken in ((29, "Q"), (5, "~~"), (0, "")):
+    for index, broken in ((29, "~~"), (5, "Q"), (0, "")):
         codes[index] = broken
         assert first_fault(codes, pixels)[0] == min(index, 17)
