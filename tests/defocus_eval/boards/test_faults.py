@@ -172,6 +172,7 @@ PANOPTIC = [
     ("a PNG with another id", repaint("val.panoptic/000000000009.png", to_colours(np.full((28, 36), 3))), {}, r"annotation 2: .* has 1,008 pixels of id 3.*; write"),
     ("no PNG", lambda c: (c.folder / "val.panoptic/000000000007.png").write_bytes(b"PNG"), {}, r"007.png cannot be read .*; write"),
     ("classes of objects", truth_in_place(lambda c: c["categories"][1].pop("isthing")), {}, r"category 2 \(grass\) has no isthing"),
+    ("classes of objects in a test list", truth(lambda c: {"images": c["images"], "categories": [{"id": 1, "name": "person"}, {"id": 200, "name": "grass"}]}), {}, r"category 1 \(person\) has no isthing: .*--categories"),
     ("boxes", lambda c: detections(c.folder) and shutil.move(c.folder / "val.bbox.json", c.predictions), {}, r"panoptic.*; give"),
 ]  # fmt: skip
 
