@@ -175,7 +175,7 @@ def test_two_processes(shapes, tmp_path):
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
-        "--master_port=29517",
+        "--standalone",
         script,
         CONFIG,
         "--launcher=pytorch",
