@@ -91,5 +91,7 @@ def run_program(argv: list[str], environment: dict[str, str], log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.environ.update(environment)
+    # OpenMP, which the server has loaded, has read its variable already.
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
