@@ -1,11 +1,23 @@
 """Processes that need not import the frameworks: forked from one that did, which takes ten seconds once for all."""
 
 import multiprocessing
+import os
+import re
+import runpy
+import signal
+import socket
+import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
 
 # What is not installed is left out. Nothing of ours: each process imports that itself.
 _IMPORTED = [
+    "detectron2.evaluation",
     "matplotlib.pyplot",
     "mmdet.engine",
     "mmdet.evaluation",
@@ -27,3 +39,46 @@ def start(target: Callable, *arguments) -> BaseProcess:
     process = context.Process(target=target, args=arguments)
     process.start()
     return process
+
+
+def start_program(argv: list, environment: dict[str, str], log: Path) -> BaseProcess:
+    """Runs a program in a process and session of its own, and what it prints into ``log``."""
+    return start(_run_program, [str(word) for word in argv], environment, str(log))
+
+
+def _run_program(argv: list[str], environment: dict[str, str], log: str) -> None:
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.environ.update(environment)
+    # OpenMP, which the server has loaded, has read its variable already.
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    sys.argv = argv
+    # As Python does for a program that it is given by its file.
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def status(process: BaseProcess, log: Path) -> int:
+    """The exit status of a process of `start_program`; fails, with the end of its log, if it does not come to one."""
+    process.join(300)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running: {log.read_text()[-4000:]}")
+    return process.exitcode
+
+
+def wait_for(pattern: str, log: Path) -> None:
+    """Returns when a log says what the regular expression finds."""
+    end = time.monotonic() + 300
+    while not (log.exists() and re.search(pattern, log.read_text())):
+        assert time.monotonic() < end, log.read_text()[-4000:]
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]

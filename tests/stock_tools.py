@@ -5,13 +5,10 @@ the command that a user types, too.
 """
 
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import torch
 
 from tests import forked
 
@@ -46,20 +43,9 @@ def try_scripts(commands: list, environments: list[dict[str, str]]) -> list[tupl
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(number) for number in range(len(commands))]
         processes = [
-            forked.start(_run, [*map(str, words)], ENVIRONMENT | environment, file)
+            forked.start_program(words, ENVIRONMENT | environment, file)
             for words, environment, file in zip(commands, environments, files, strict=True)
         ]
         for process in processes:
             process.join()
         return [(p.exitcode, file.read_text(errors="replace")) for p, file in zip(processes, files)]
-
-
-def _run(words: list[str], environment: dict[str, str], output: Path) -> None:
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    sys.argv = words
-    sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")

@@ -3,14 +3,11 @@
 In the end each has the weights of a run that nothing happened to, bit for bit.
 """
 
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -20,19 +17,17 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
-from tests.testing import load_tool, run_program
+from tests.forked import free_port, start_program, status, wait_for
+from tests.testing import assert_same_bits, load_tool
 
 pytestmark = pytest.mark.slow
 
 DINO = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py"
 UPERNET = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes.py"
-# Processes are forked from one that has imported these.
-forks = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    forks.set_forkserver_preload(["mmdet.apis", "mmseg.apis", "backbones"])
     folder = tmp_path_factory.mktemp("data") / "shapes"
     load_tool("make_shapes").make_shapes(folder, train=20, val=2, size=96, seed=0)
     return folder
@@ -96,9 +91,7 @@ def on_cpu(tmp_path_factory):
 
 def start(log, script, words, **environment):
     environment = {"OMP_NUM_THREADS": "1", **environment}
-    process = forks.Process(target=run_program, args=([str(word) for word in (script, *words)], environment, str(log)))
-    process.start()
-    return process
+    return start_program([script, *words], environment, log)
 
 
 def start_pair(on_cpu, work_dir, shapes):
@@ -114,40 +107,13 @@ def start_single(work_dir, shapes, *options):
     return start(work_dir / "log", tool("mmseg"), words)
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def status(process, log):
-    process.join(300)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"still running: {log.read_text()[-4000:]}")
-    return process.exitcode
-
-
 def last_saved(work_dir):
     """The iteration of the last checkpoint."""
     return torch.load((work_dir / "last_checkpoint").read_text(), weights_only=False)["meta"]["iter"]
 
 
-def wait_for(text, log):
-    end = time.monotonic() + 300
-    while not (log.exists() and text in log.read_text()):
-        assert time.monotonic() < end, log.read_text()[-4000:]
-        time.sleep(0.05)
-
-
 def weights(file):
     return torch.load(file, weights_only=False)["state_dict"]
-
-
-def assert_equal(found, truth):
-    assert found.keys() == truth.keys()
-    different = [name for name in truth if not torch.equal(found[name], truth[name])]
-    assert not different
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +148,7 @@ def test_a_worker_of_two_agents_is_killed(on_cpu, shapes, unbroken_pair, tmp_pat
             agents.append(subprocess.Popen([*map(str, command)], stdout=output, stderr=output, env=environment))
     try:
         # In the second of two epochs, with three iterations to go.
-        wait_for("Epoch(train) [2][2/5]", log)
+        wait_for(re.escape("Epoch(train) [2][2/5]"), log)
         (worker,) = psutil.Process(agents[1].pid).children()
         worker.send_signal(signal.SIGKILL)
         assert [agent.wait(timeout=300) for agent in agents] == [0, 0], log.read_text()[-4000:]
@@ -190,13 +156,13 @@ def test_a_worker_of_two_agents_is_killed(on_cpu, shapes, unbroken_pair, tmp_pat
         for agent in agents:
             agent.kill()
     assert "resumed epoch: 1, iter: 6" in log.read_text()
-    assert_equal(weights(tmp_path / "iter_10.pth"), unbroken_pair)
+    assert_same_bits(weights(tmp_path / "iter_10.pth"), unbroken_pair)
 
 
 def test_one_of_two_processes_is_told_to_stop(on_cpu, shapes, tmp_path):
     log = tmp_path / "log0"
     processes = start_pair(on_cpu, tmp_path, shapes)
-    wait_for("Epoch(train) [1][2/5]", log)
+    wait_for(re.escape("Epoch(train) [1][2/5]"), log)
     os.kill(processes[1].pid, signal.SIGUSR1)
     # After the same iteration: else one would wait for the other's gradients.
     assert [status(process, log) for process in processes] == [75, 75], log.read_text()[-4000:]
@@ -207,7 +173,7 @@ def test_one_of_two_processes_is_told_to_stop(on_cpu, shapes, tmp_path):
 def test_sigterm_as_slurm_sends_it(shapes, unbroken_single, tmp_path):
     log = tmp_path / "log"
     process = start_single(tmp_path, shapes)
-    wait_for("Iter(train) [ 3/16]", log)
+    wait_for(re.escape("Iter(train) [ 3/16]"), log)
     # To the whole process group, the one that loads the data included, as torchrun passes it on.
     os.killpg(process.pid, signal.SIGTERM)
     assert status(process, log) == 75, log.read_text()[-4000:]
@@ -215,7 +181,7 @@ def test_sigterm_as_slurm_sends_it(shapes, unbroken_single, tmp_path):
     assert found[1] == str(tmp_path / "interrupted.pth") == (tmp_path / "last_checkpoint").read_text()
     assert 3 <= int(found[2]) == last_saved(tmp_path) < 16
     assert status(start_single(tmp_path, shapes), log) == 0, log.read_text()[-4000:]
-    assert_equal(weights(tmp_path / "iter_16.pth"), weights(unbroken_single))
+    assert_same_bits(weights(tmp_path / "iter_16.pth"), weights(unbroken_single))
 
 
 @pytest.fixture
@@ -244,4 +210,4 @@ def test_a_full_disk_while_saving(shapes, small_disk, unbroken_single, tmp_path)
     assert (work_dir / "last_checkpoint").read_text() == str(work_dir / "iter_6.pth") and last_saved(work_dir) == 6
     make_room()
     assert status(start_single(work_dir, shapes), log) == 0, log.read_text()[-4000:]
-    assert_equal(weights(work_dir / "iter_16.pth"), weights(unbroken_single))
+    assert_same_bits(weights(work_dir / "iter_16.pth"), weights(unbroken_single))

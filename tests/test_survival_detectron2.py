@@ -2,15 +2,11 @@
 
 import errno
 import logging
-import multiprocessing
 import os
 import random
-import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -24,19 +20,17 @@ from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
 from backbones.integrations.detectron2_resume import WholeFileCheckpointer, place_loader
-from tests.testing import load_tool, run_program
+from tests.forked import free_port, start_program, status, wait_for
+from tests.testing import assert_same_bits, load_tool
 
 RUNNER = Path("tools/train_detectron2.py").resolve()
 CONFIGS = Path("detectron2_projects/rcnn/configs").resolve()
 MASK_RCNN = CONFIGS / "shapes/mask_rcnn_defocus_mamba_tiny.py"
 YAML = CONFIGS / "custom/faster_rcnn_defocus_mamba_tiny.yaml"
-# Processes are forked from one that has imported these.
-forks = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    forks.set_forkserver_preload(["detectron2.evaluation", "backbones.integrations.detectron2_resume"])
     folder = tmp_path_factory.mktemp("data") / "shapes"
     return load_tool("make_shapes").make_shapes(folder, train=8, val=2, size=96, seed=0)
 
@@ -82,11 +76,7 @@ def environment():
 
 def start(work_dir, words, **more):
     log = work_dir.parent / f"{work_dir.name}.log{more.get('RANK', '')}"
-    process = forks.Process(
-        target=run_program, args=([str(word) for word in (RUNNER, *words)], {**environment(), **more}, str(log))
-    )
-    process.start()
-    return process, log
+    return start_program([RUNNER, *words], {**environment(), **more}, log), log
 
 
 def start_pair(work_dir, shapes):
@@ -96,34 +86,8 @@ def start_pair(work_dir, shapes):
     return [start(work_dir, lazy(work_dir, shapes), RANK=str(rank), **place) for rank in range(2)]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def status(process, log):
-    process.join(300)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"still running: {log.read_text()[-4000:]}")
-    return process.exitcode
-
-
-def wait_for(text, log):
-    end = time.monotonic() + 300
-    while not (log.exists() and re.search(text, log.read_text())):
-        assert time.monotonic() < end, log.read_text()[-4000:]
-        time.sleep(0.05)
-
-
 def weights(work_dir):
     return torch.load(work_dir / "model_final.pth", weights_only=False)["model"]
-
-
-def assert_equal(found, truth):
-    assert found.keys() == truth.keys()
-    assert not [name for name in truth if not torch.equal(found[name], truth[name])]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +113,7 @@ def test_sigterm_as_slurm_sends_it(words, shapes, tmp_path):
     assert (work_dir / "last_checkpoint").read_text() == "interrupted.pth"
     process, log = start(work_dir, words(work_dir, shapes))
     assert status(process, log) == 0, log.read_text()[-4000:]
-    assert_equal(weights(work_dir), weights(unbroken))
+    assert_same_bits(weights(work_dir), weights(unbroken))
     assert not (work_dir / "interrupted.pth").exists()
 
 
@@ -175,7 +139,7 @@ def test_a_worker_of_two_agents_is_killed(shapes, unbroken_pair, tmp_path):
         for agent in agents:
             agent.kill()
     assert "Starting training from iteration 5" in log.read_text()
-    assert_equal(weights(tmp_path), unbroken_pair)
+    assert_same_bits(weights(tmp_path), unbroken_pair)
 
 
 @pytest.mark.slow
@@ -190,7 +154,7 @@ def test_processes_of_the_runner_are_told_to_stop(shapes, unbroken_pair, tmp_pat
     assert process.wait(timeout=300) == 75, log.read_text()[-4000:]
     for process, log in start_pair(tmp_path, shapes):
         assert status(process, log) == 0, log.read_text()[-4000:]
-    assert_equal(weights(tmp_path), unbroken_pair)
+    assert_same_bits(weights(tmp_path), unbroken_pair)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):

@@ -2,9 +2,8 @@
 
 import functools
 import importlib.util
-import os
-import runpy
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 import pytest
@@ -61,6 +60,13 @@ def assert_close(
     assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e} ({actual.dtype})"
 
 
+def assert_same_bits(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+    """Fails where two state dicts are not of the same names and values, naming those that differ."""
+    assert found.keys() == truth.keys()
+    different = [name for name in truth if not torch.equal(found[name], truth[name])]
+    assert not different
+
+
 def load_tool(name: str) -> ModuleType:
     """A program of ``tools/`` as a module; other packages install a top-level ``tools``, too."""
     if name not in sys.modules:
@@ -79,19 +85,3 @@ def load_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[
         settings = file.metadata()
     weights = {key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")}
     return tensors, weights, settings
-
-
-def run_program(argv: list[str], environment: dict[str, str], log: str) -> None:
-    """Runs a program in this process, a new session of its own, and what it prints into a file.
-
-    As target of a process of multiprocessing's forkserver it starts without importing what the server has imported.
-    """
-    os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(output, stream.fileno())
-    os.environ.update(environment)
-    # OpenMP, which the server has loaded, has read its variable already.
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")

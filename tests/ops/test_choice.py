@@ -5,12 +5,12 @@ import types
 
 import pytest
 
-from backbones.ops import cpu_extension
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.decay_attention import DECAY_ATTENTION
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.ops.retention import RETENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
+from tests.testing import needs_library
 
 OPERATIONS = (DEFOCUS_SCAN, CAUSAL_CONV1D, DECAY_ATTENTION, RETENTION, DEFORMABLE_ATTENTION)
 
@@ -35,7 +35,7 @@ def pretend(monkeypatch, there, *modules):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name) if there else None)
 
 
-@pytest.mark.skipif(cpu_extension.refusal("cpu") is not None, reason="no working C++ compiler")
+@needs_library
 def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
     assert chosen("cpu") == dict(
         defocus_scan="cpu",
