@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from defocus_eval.boards.archive import replacing
 from defocus_eval.errors import InputError
+from defocus_eval.files import replacing
 from defocus_eval.formats.files import read_json
 
 KINDS = ("published", "own")

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from defocus_eval.boards.archive import replacing
 from defocus_eval.cards import TASKS, Card
 from defocus_eval.errors import InputError
+from defocus_eval.files import replacing
 
 PROJECT = "De-focus backbones for dense prediction"
 PAPER = {

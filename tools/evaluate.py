@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from defocus_eval.errors import InputError
 from defocus_eval.evaluate import TASKS, evaluate, to_markdown
+from defocus_eval.files import replacing
 
 # Classes in the printed table; the files hold all.
 SHOWN = 20
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         texts = {"json": json.dumps(result, indent=1, allow_nan=False) + "\n", "markdown": to_markdown(result)}
         for kind, path in outputs.items():
             if path:
-                _write(path, texts[kind])
+                with replacing(path) as partial:
+                    partial.write_text(texts[kind], encoding="utf-8")
                 print(f"wrote {path}")
     except InputError as error:
         parser.error(str(error))
@@ -87,16 +88,6 @@ def _check_output(path: Path) -> None:
         raise InputError(f"{path} is a folder; give the file to write")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} does not exist; make it, or write elsewhere")
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

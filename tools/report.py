@@ -20,9 +20,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from defocus_eval.boards.archive import replacing
 from defocus_eval.cards import TASKS, Card, headline_of, read_card, read_cards, update_tables, write_card
 from defocus_eval.errors import InputError
+from defocus_eval.files import replacing
 from defocus_eval.pages import Question, RunFiles, write_page
 from defocus_eval.pages.provenance import commit, machine
 

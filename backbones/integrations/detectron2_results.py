@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from defocus_eval.evaluate import evaluate as score
+from defocus_eval.files import replacing
 from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, LABELS, frame_of
 from defocus_eval.scores.cityscapes_instances import score_instances
 
@@ -43,9 +44,8 @@ class _Results(DatasetEvaluator):
         """Writes a PNG, whole or not at all."""
         path = self._folder / name
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        Image.fromarray(array).save(temporary, "PNG")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            Image.fromarray(array).save(temporary, "PNG")
 
 
 class PanopticResults(_Results):
@@ -100,9 +100,8 @@ class PanopticResults(_Results):
         if not comm.is_main_process():
             return None
         path = self._folder / "panoptic.json"
-        temporary = path.with_name(".panoptic.json.part")
-        temporary.write_text(json.dumps({"annotations": annotations}))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"annotations": annotations}))
         logger.info("%s: panoptic predictions of %d images", path, len(annotations))
         truth = getattr(self._metadata, "panoptic_json", None)
         if truth is None or not Path(truth).is_file():

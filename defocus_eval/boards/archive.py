@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,25 +28,8 @@ class Member(NamedTuple):
     chunks: Iterable[bytes]
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place at the end, and is gone after any error or interruption."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp keeps others from reading.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_zip(path: Path, members: Iterable[Member]) -> None:
-    """Writes the members, in their order, to ``path``, which must be the temporary file of `replacing`."""
+    """Writes the members, in their order, to ``path``, which must be the temporary file of `files.replacing`."""
     with zipfile.ZipFile(path, "w") as archive:
         for member in members:
             info = zipfile.ZipInfo(member.name, _TIME)
@@ -79,12 +58,3 @@ def unpack(path: Path, folder: Path) -> list[str]:
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot unpack {path} ({error}); make the package anew") from error
     return names
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defocus_eval.boards import cityscapes_instances, detections, label_maps, panoptic
-from defocus_eval.boards.archive import replacing, sha256, unpack, write_zip
+from defocus_eval.boards.archive import unpack, write_zip
 from defocus_eval.boards.content import Content, Request
 from defocus_eval.boards.images import wanted_images
 from defocus_eval.errors import InputError
 from defocus_eval.evaluate import evaluate
+from defocus_eval.files import replacing, sha256
 from defocus_eval.formats import Truth
 
 _PREPARE: dict[str, Callable[[Request, Truth], Content]] = {

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from defocus_eval.boards.archive import replacing
 from defocus_eval.evaluate import evaluate
+from defocus_eval.files import replacing
 from defocus_eval.formats import Truth, read_predictions, read_truth
 from defocus_eval.logs import read_logs
 from defocus_eval.pages import charts, gallery, provenance

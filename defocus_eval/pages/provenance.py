@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from defocus_eval.boards.archive import sha256
 from defocus_eval.errors import InputError
+from defocus_eval.files import sha256
 
 # What the scores depend on.
 PACKAGES = ("numpy", "pycocotools", "Pillow")

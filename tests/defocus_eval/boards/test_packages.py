@@ -12,6 +12,7 @@ from PIL import Image
 from defocus_eval.boards import BOARDS, board_named, make_submission
 from defocus_eval.boards import archive as archives
 from defocus_eval.errors import InputError
+from defocus_eval.files import sha256
 from tests.defocus_eval.boards.drawn import FRAMES, MAKERS, SIZES, detections, save
 
 
@@ -274,7 +275,7 @@ def test_the_sheet_says_what_the_form_asks_for(tmp_path):
         "- External data: ImageNet-1K, for pre-training",
         "- Method: Drawn",
         "- Content: 9 boxes in 3 of 3 images",
-        f"- SHA-256: {archives.sha256(submission.path)}",
+        f"- SHA-256: {sha256(submission.path)}",
         "## Mended",
     ):
         assert line in text
