@@ -113,6 +113,16 @@ def test_released_detectors_fit_name_by_name(size, epochs, millions):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize("path", [p for p in MMDET_CONFIGS if p.parent.name == "dino"], ids=lambda p: p.stem)
+def test_dino_is_given_as_many_levels_as_its_name_says(path):
+    _, model = build(path)
+    levels = int(path.stem.removeprefix("dino-")[0])
+    attentions = [layer.self_attn for layer in model.encoder.layers] + [l.cross_attn for l in model.decoder.layers]
+    maps = model.neck([torch.empty(1, model.backbone.embed_dims, 16, 16, device="meta")])
+    assert len(maps) == len(model.level_embed) == levels
+    assert {attention.num_levels for attention in attentions} == {levels}
+
+
 def test_published_settings():
     config, _ = build(DINO_BASE)
     assert config.model.num_queries == 900

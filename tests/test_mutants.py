@@ -77,12 +77,14 @@ def test_tests_that_fail_anyway_tell_nothing(project):
 
 
 def test_a_change_that_never_ends_is_noticed_and_stopped(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "TIMEOUT", 3)
-    wait = f"__import__('subprocess').run(['sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 99'])"
+    pid = tmp_path / "pid"
+    # The time is up as soon as it waits.
+    monkeypatch.setattr(run, "monotonic", lambda: 2 * run.TIMEOUT if pid.exists() and pid.read_text() else 0)
+    wait = f"__import__('subprocess').run(['sh', '-c', 'echo $$ > {pid}; exec sleep 99'])"
     endless = mutant("max(a, b)", wait, "")
     assert run.run_mutants(project, [endless]).noticed == [endless]
     # What its test had started is dead, or waits to be buried.
-    stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    stat = Path(f"/proc/{pid.read_text().strip()}/stat")
     assert not stat.exists() or stat.read_text().split()[2] == "Z"
 
 

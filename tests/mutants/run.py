@@ -19,9 +19,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import IO, NamedTuple
 
 from tests import forked
@@ -114,7 +114,7 @@ def run_mutants(root: Path, mutants: list[Mutant]) -> Outcome:
         print(f"Unchanged code: {len(tests)} tests or files of tests", flush=True)
         passed = tests_that_pass(copy, tests, cache) if tests else set()
         for number, mutant in enumerate(fresh, 1):
-            start = time.monotonic()
+            start = monotonic()
             if not any(belongs(name, test) for name in passed for test in mutant.tests):
                 fate, group = "not run: its tests are skipped here", outcome.skipped
             elif survives(copy, mutant, cache):
@@ -122,7 +122,7 @@ def run_mutants(root: Path, mutants: list[Mutant]) -> Outcome:
             else:
                 fate, group = "noticed", outcome.noticed
             group.append(mutant)
-            seconds = time.monotonic() - start
+            seconds = monotonic() - start
             print(f"[{number}/{len(fresh)}] {fate} ({seconds:.0f} s) {mutant.file}: {mutant.note}", flush=True)
     print_summary(outcome)
     return outcome
@@ -232,20 +232,22 @@ def run_tests(
     with tempfile.NamedTemporaryFile("r", errors="replace") as output:
         words = ["-p", "no:cacheprovider", *options, *tests]
         process = forked.start(_run_pytest, str(root), environment, words, output.name)
-        end, lines = time.monotonic() + TIMEOUT, []
+        end, lines = monotonic() + TIMEOUT, []
         try:
-            while process.is_alive() and (progress or time.monotonic() < end):
+            while process.is_alive() and (progress or monotonic() < end):
                 process.join(0.2)
                 for line in _whole_lines(output):
                     lines.append(line)
                     if progress and line.rstrip().endswith("%]"):
                         print(f"  {line.rstrip()}", flush=True)
         finally:
-            # With all that the tests have started.
-            process.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.join()
+            # Not one that has ended: its number may be another's by now.
+            if process.is_alive():
+                process.kill()
+                # And all that the tests have started.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.join()
         return process.exitcode, [*lines, *output]
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def test_a_segmentor_to_its_backbone_alone(segmentor, tmp_path, name):
     assert "left out 2: backbone.adapter.norms.0.weight, decode_head.conv_seg.weight" in result.stdout
     written = weights_of(read_checkpoint(tmp_path / name))[0]
     assert written.keys() == backbone.keys() and all(torch.equal(written[k], backbone[k]) for k in written)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, name}
     # Readable by whoever the user's mask allows.
     mask = os.umask(0)
     os.umask(mask)
@@ -145,6 +147,21 @@ def test_one_of_two_backbones(tmp_path):
     assert convert(tmp_path / "semi.pth", tmp_path / "out.pth", "--prefix", "teacher.backbone").returncode == 0
     written = read_checkpoint(tmp_path / "out.pth")["state_dict"]
     assert written.keys() == teacher.keys() and all(torch.equal(written[k], teacher[k]) for k in teacher)
+
+
+def test_an_interrupted_write_leaves_what_was_there(segmentor, tmp_path, monkeypatch):
+    path, _ = segmentor
+    (tmp_path / "out.pth").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+
+    def save(content, file):
+        Path(file).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        convert(path, tmp_path / "out.pth", "--overwrite")
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "out.pth").read_text() == "mine"
 
 
 def test_what_is_not_overwritten(segmentor, tmp_path):

@@ -52,6 +52,19 @@ def read_segment_ids(path):
     return red + 256 * green + 256**2 * blue
 
 
+def test_labels_are_in_the_order_of_the_configs(shapes):
+    """mmseg knows its labels by their numbers alone."""
+    config = pytest.importorskip("mmengine.config", reason="mmengine is not installed").Config
+    names = ["circle", "square", "triangle", "star", "ring", "cross"]
+    categories = read_annotations(shapes, "instances", "train")["categories"]
+    assert [(category["id"], category["name"]) for category in categories] == list(enumerate(names, 1))
+    detector = config.fromfile("mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py")
+    assert list(detector.classes) == names
+    pytest.importorskip("mmseg", reason="mmseg is not installed")
+    segmentor = config.fromfile("mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shapes.py")
+    assert list(segmentor.classes) == ["background", *names]
+
+
 def test_same_arguments_give_the_same_bytes(shapes, tmp_path):
     assert_same_files(shapes, tool.make_shapes(tmp_path / "again", **SETTINGS))
 
