@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
 
 def records():
     generator = random.Random(0)
-    return [dict(width=generator.choice((3, 5)), height=4, index=index) for index in range(9)]
+    return [dict(width=generator.choice((3, 4, 5)), height=4, index=index) for index in range(9)]
 
 
 @pytest.mark.parametrize("collate", [None, tuple], ids=["list", "collated"])

@@ -322,13 +322,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(monkeypatch, unbroken, tmp
 
 @pytest.mark.parametrize("name, skip", [("iter_4.pth", 0), ("last_checkpoint", 1)])
 def test_a_kill_while_saving_leaves_the_last_checkpoint_whole(name, skip, monkeypatch, unbroken, tmp_path):
+    # Checkpoints in a folder of their own, the file that names the last one beside the logs.
+    work_dir = tmp_path / "run"
+    settings = dict(max_keep_ckpts=1, out_dir=str(tmp_path / "kept"))
     with monkeypatch.context() as patch:
         fail(patch, "replace", name, Killed(), skip)
-        interrupt(tmp_path, (), max_keep_ckpts=1)
-    assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "iter_2.pth")
-    assert (tmp_path / f"{name}.part").exists()
-    assert torch.equal(weights(finish(tmp_path, max_keep_ckpts=1)), unbroken()[0])
-    assert not list(tmp_path.glob("*.part"))
+        interrupt(work_dir, (), **settings)
+    assert (work_dir / "last_checkpoint").read_text() == str(tmp_path / "kept/run/iter_2.pth")
+    assert [path.name for path in tmp_path.rglob("*.part")] == [f"{name}.part"]
+    assert torch.equal(weights(finish(work_dir, **settings)), unbroken()[0])
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_the_best_checkpoint_stays_until_a_better_one_is_written(monkeypatch, tmp_path):
