@@ -21,6 +21,8 @@ class DefocusClassifier(nn.Module):
         num_classes: Outputs of each head; 0 for none, `forward` then gives the class token's features.
         head: "linear", or "mlp" for Linear, Tanh, Linear with three times the width in between (as in the large
             models).
+        auxiliary_loss: Whether the auxiliary head counts in the loss. Without, it keeps its place in the state dict and
+            is not trainable.
         **backbone: As of the family, which rejects unknown ones.
 
     Raises:
@@ -30,13 +32,14 @@ class DefocusClassifier(nn.Module):
     projection_name = "proj"
     norm_eps = 1e-6
 
-    def __init__(self, *args, num_classes: int = 1000, head: str = "linear", **backbone):
+    def __init__(self, *args, num_classes: int = 1000, head: str = "linear", auxiliary_loss: bool = True, **backbone):
         if head not in ("linear", "mlp"):
             raise ValueError(f"head must be 'linear' or 'mlp', got {head!r}")
         if "out_indices" in backbone:
             raise ValueError("a classifier has no maps, and so no out_indices: build the backbone alone")
         super().__init__(*args, **backbone)
         self.head_kind = head
+        self.auxiliary_loss = auxiliary_loss
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -45,6 +48,7 @@ class DefocusClassifier(nn.Module):
             raise ValueError(f"num_classes must be 0 (no heads) or more, got {num_classes}")
         self.num_classes = num_classes
         self.head, self.head2 = (_head(self.embed_dims, num_classes, self.head_kind) for _ in range(2))
+        self.head2.requires_grad_(self.auxiliary_loss)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after the final norm, the class token last: `(b, l, embed_dims)`."""
@@ -59,13 +63,15 @@ class DefocusClassifier(nn.Module):
         return self.head(self.forward_features(x)[:, -1])
 
     def loss(self, x: Tensor, target: Tensor, criterion: Callable = F.cross_entropy) -> Tensor:
-        """The mean of both heads' losses.
+        """The mean of both heads' losses, or without ``auxiliary_loss`` that of the class token's head.
 
         Args:
             x: Images, `(b, c, H, W)`.
             target: What ``criterion`` takes beside logits: classes `(b,)`, or probabilities `(b, num_classes)`.
             criterion: Maps logits and target to a scalar.
         """
+        if not self.auxiliary_loss:
+            return criterion(self(x), target)
         main, auxiliary = self.forward_heads(self.forward_features(x))
         return (criterion(main, target) + criterion(auxiliary, target)) / 2
 

@@ -67,6 +67,21 @@ def test_loss_is_the_mean_of_both_heads():
     torch.testing.assert_close(model(images), by_class_token)
 
 
+def test_without_auxiliary_loss_the_class_token_alone_counts():
+    model = DefocusMambaClassifier(TINY, num_classes=5, auxiliary_loss=False)
+    images, target = torch.randn(3, 3, 40, 32), torch.tensor([0, 4, 2])
+    loss = model.loss(images, target)
+    logits = model.head(model.forward_features(images)[:, -1])
+    assert torch.allclose(loss, F.cross_entropy(logits, target))
+    loss.backward()
+    # Those without a gradient are not trainable, for DistributedDataParallel waits for them.
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {"head2.weight", "head2.bias"}
+    assert not any(p.requires_grad for p in model.head2.parameters())
+    assert model.state_dict().keys() == DefocusMambaClassifier(TINY, num_classes=5).state_dict().keys()
+    model.reset_classifier(7)
+    assert not model.head2.weight.requires_grad and model.head.weight.requires_grad
+
+
 def test_the_head_of_the_large_models():
     """Linear, Tanh, Linear with three times the width in between, on the class token and on the mean of the others."""
     model = DefocusMambaClassifier(TINY, num_classes=5, head="mlp").double()

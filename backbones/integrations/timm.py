@@ -36,7 +36,7 @@ class TimmDefocus(DefocusClassifier):
 
     In training it gives one set of logits that trains both heads under any loss on log-probabilities: the mean of the
     two heads' log-probabilities. Their cross entropy is the mean of the two heads' own less a term that is zero where
-    they agree. In evaluation it gives the class token's logits.
+    they agree. In evaluation, and without ``auxiliary_loss``, it gives the class token's logits.
 
     Args:
         *args: As of the family.
@@ -74,7 +74,7 @@ class TimmDefocus(DefocusClassifier):
         x = self.head_drop(x)
         if pre_logits or self.num_classes == 0:
             return x[:, -1]
-        if not self.training:
+        if not (self.training and self.auxiliary_loss):
             return self.head(x[:, -1])
         return torch.stack([F.log_softmax(logits, -1) for logits in self.forward_heads(x)]).mean(0)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.layers.bandpass import set_filter
 from backbones.layers.drop_path import DropPath
 from backbones.layers.norms import RMSNorm
 from backbones.ops import causal_conv1d_silu, defocus_scan
@@ -55,9 +56,18 @@ class MambaMixer(nn.Module):
         arch: The sizes.
         rope_scale: Divides the position before the phase.
         delta_scale: Divides the step sizes.
+        decay: What becomes of A: "learned", "fixed" at its initial values, or "none" (A = 0).
+        phase: What becomes of θ: "learned", "fixed" at its initial values, or "none" (θ = 0).
     """
 
-    def __init__(self, arch: MambaArch, rope_scale: float = 1.0, delta_scale: float = 1.0):
+    def __init__(
+        self,
+        arch: MambaArch,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        decay: str = "learned",
+        phase: str = "learned",
+    ):
         super().__init__()
         inner, states = arch.inner_dims, arch.state_dims
         self.arch = arch
@@ -67,16 +77,18 @@ class MambaMixer(nn.Module):
         self.conv1d = nn.Conv1d(inner, inner, arch.conv_kernel, groups=inner)
         self.x_proj = nn.Linear(inner, arch.dt_rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(arch.dt_rank, inner)
-        self.A_log = nn.Parameter(torch.empty(inner, states))
+        n = torch.arange(1, states + 1, dtype=torch.float32)
+        set_filter(self, "decay", decay, "A_log", n.log().repeat(inner, 1), absent=-math.inf)
         self.D = nn.Parameter(torch.empty(inner))
-        self.freq = nn.Parameter(torch.empty(states))
+        freq = (100.0 ** (-n / states) - 0.01) / (1 - 0.01)
+        set_filter(self, "phase", phase, "freq", freq, absent=0.0)
         self.out_proj = nn.Linear(inner, arch.embed_dims, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets the published initial values."""
-        states, rank = self.arch.state_dims, self.arch.dt_rank
+        """Sets the published initial values, but for those of the filters, which are made with them."""
+        rank = self.arch.dt_rank
         for linear in (self.in_proj, self.x_proj, self.out_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
         # Depthwise: each output channel sees as many inputs as there are taps.
@@ -85,10 +97,7 @@ class MambaMixer(nn.Module):
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         step = torch.linspace(math.log(1e-3), math.log(1e-1), self.arch.inner_dims).exp().clamp_min(1e-4)
         self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
-        n = torch.arange(1, states + 1, dtype=torch.float32)
-        self.A_log.copy_(n.log().expand_as(self.A_log))
         self.D.fill_(1.0)
-        self.freq.copy_((100.0 ** (-n / states) - 0.01) / (1 - 0.01))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(b, l, embed_dims)` along l, causally."""
@@ -124,6 +133,12 @@ class MambaBlock(nn.Module):
         drop_path: Probability that a sample skips the block in training.
         rope_scale: Divides the position before the phase.
         delta_scale: Divides the step sizes.
+        decay: "learned" as published, "fixed" at the initial values, or "none": a state forgets nothing.
+        phase: "learned" as published, "fixed" at the initial values, or "none": the recurrence of Mamba itself
+            (arXiv 2312.00752), still with the norm of De-focus Mamba on what leaves it.
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     archs: ClassVar = {
@@ -133,10 +148,18 @@ class MambaBlock(nn.Module):
     }
     undecayed = ("A_log", "D", "freq")
 
-    def __init__(self, arch: MambaArch, drop_path: float = 0.0, rope_scale: float = 1.0, delta_scale: float = 1.0):
+    def __init__(
+        self,
+        arch: MambaArch,
+        drop_path: float = 0.0,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        decay: str = "learned",
+        phase: str = "learned",
+    ):
         super().__init__()
         self.norm = RMSNorm(arch.embed_dims)
-        self.mixer = MambaMixer(arch, rope_scale, delta_scale)
+        self.mixer = MambaMixer(arch, rope_scale, delta_scale, decay, phase)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

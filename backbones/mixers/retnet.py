@@ -49,9 +49,18 @@ class RetNetMixer(nn.Module):
         arch: The sizes.
         rope_scale: Divides the position in the phase.
         delta_scale: Divides the distance in the decay.
+        decay: "learned", "fixed", or "none": as of `Bandpass`.
+        phase: The same.
     """
 
-    def __init__(self, arch: RetNetArch, rope_scale: float = 1.0, delta_scale: float = 1.0):
+    def __init__(
+        self,
+        arch: RetNetArch,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        decay: str = "learned",
+        phase: str = "learned",
+    ):
         super().__init__()
         self.arch = arch
         self.rope_scale = rope_scale
@@ -60,7 +69,7 @@ class RetNetMixer(nn.Module):
         self.k_proj = nn.Linear(arch.embed_dims, arch.embed_dims, bias=False)
         self.v_proj = nn.Linear(arch.embed_dims, arch.value_dims, bias=False)
         self.gate_proj = nn.Linear(arch.embed_dims, arch.value_dims, bias=False)
-        self.bandpass = Bandpass(arch.num_heads, arch.embed_dims // arch.num_heads)
+        self.bandpass = Bandpass(arch.num_heads, arch.embed_dims // arch.num_heads, decay, phase)
         self.out_proj = nn.Linear(arch.value_dims, arch.embed_dims, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,15 +118,29 @@ class RetNetBlock(nn.Module):
         drop_path: Probability that a sample skips a branch in training.
         rope_scale: Divides the position in the phase.
         delta_scale: Divides the distance in the decay.
+        decay: "learned" as published, "fixed" at the initial values, or "none": every token counts as the last one.
+        phase: "learned" as published, "fixed" at the initial values, or "none": without positions. RetNet itself
+            (arXiv 2307.08621) has both fixed.
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     archs: ClassVar = {"base": RetNetArch(embed_dims=768, depth=12, num_heads=12, value_dims=1536, ffn_dims=1280)}
     undecayed = ("log_rate", "freq")
 
-    def __init__(self, arch: RetNetArch, drop_path: float = 0.0, rope_scale: float = 1.0, delta_scale: float = 1.0):
+    def __init__(
+        self,
+        arch: RetNetArch,
+        drop_path: float = 0.0,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        decay: str = "learned",
+        phase: str = "learned",
+    ):
         super().__init__()
         self.norm1 = RMSNorm(arch.embed_dims)
-        self.mixer = RetNetMixer(arch, rope_scale, delta_scale)
+        self.mixer = RetNetMixer(arch, rope_scale, delta_scale, decay, phase)
         self.norm2 = RMSNorm(arch.embed_dims)
         self.ffn = GatedFFN(arch.embed_dims, arch.ffn_dims)
         self.drop_path = DropPath(drop_path)

@@ -50,16 +50,26 @@ class ViTMixer(nn.Module):
         rope_scale: Divides the position in the phase.
         delta_scale: Divides the distance in the decay.
         causal: Whether a token sees itself and earlier ones only.
+        decay: "learned", "fixed", or "none": as of `Bandpass`.
+        phase: The same.
     """
 
-    def __init__(self, arch: ViTArch, rope_scale: float = 1.0, delta_scale: float = 1.0, causal: bool = True):
+    def __init__(
+        self,
+        arch: ViTArch,
+        rope_scale: float = 1.0,
+        delta_scale: float = 1.0,
+        causal: bool = True,
+        decay: str = "learned",
+        phase: str = "learned",
+    ):
         super().__init__()
         self.arch = arch
         self.rope_scale = rope_scale
         self.delta_scale = delta_scale
         self.causal = causal
         self.qkv = nn.Linear(arch.embed_dims, 3 * arch.embed_dims)
-        self.bandpass = Bandpass(arch.num_heads, arch.embed_dims // arch.num_heads)
+        self.bandpass = Bandpass(arch.num_heads, arch.embed_dims // arch.num_heads, decay, phase)
         self.proj = nn.Linear(arch.embed_dims, arch.embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,6 +91,12 @@ class ViTBlock(nn.Module):
         rope_scale: Divides the position in the phase.
         delta_scale: Divides the distance in the decay.
         causal: Whether a token sees itself and earlier ones only.
+        decay: "learned" as published, "fixed" at the initial values, or "none": softmax attention's own logits.
+        phase: "learned" as published, "fixed" at the initial values (the rotary embedding of arXiv 2104.09864), or
+            "none": without positions but what the causal order gives.
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     archs: ClassVar = {
@@ -96,11 +112,13 @@ class ViTBlock(nn.Module):
         rope_scale: float = 1.0,
         delta_scale: float = 1.0,
         causal: bool = True,
+        decay: str = "learned",
+        phase: str = "learned",
     ):
         super().__init__()
         hidden = int(arch.embed_dims * arch.mlp_ratio)
         self.norm1 = LayerNorm(arch.embed_dims, eps=1e-6)
-        self.mixer = ViTMixer(arch, rope_scale, delta_scale, causal)
+        self.mixer = ViTMixer(arch, rope_scale, delta_scale, causal, decay, phase)
         self.norm2 = LayerNorm(arch.embed_dims, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(arch.embed_dims, hidden), nn.GELU(), nn.Linear(hidden, arch.embed_dims))
         self.drop_path = DropPath(drop_path)
