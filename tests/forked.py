@@ -54,6 +54,9 @@ def _run_program(argv: list[str], environment: dict[str, str], log: str) -> None
     os.environ.update(environment)
     # OpenMP, which the server has loaded, has read its variable already.
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    # As of a program that is started by its file: the server hands its own way of starting processes down, and a signal
+    # to the whole group would end a server of the data loader's before it has a worker.
+    multiprocessing.set_start_method("fork", force=True)
     sys.argv = argv
     # As Python does for a program that it is given by its file.
     sys.path.insert(0, str(Path(argv[0]).parent))

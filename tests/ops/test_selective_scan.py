@@ -1,6 +1,7 @@
 """Every backend that can run here against the naive definition in float64: output and all nine gradients."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -242,3 +243,22 @@ def test_bad_input(change, message):
     arguments = dict(zip(NAMES, inputs), norm_group_dims=8) | change
     with pytest.raises(ValueError, match=message):
         defocus_scan(**arguments)
+
+
+@pytest.mark.parametrize("exponent", [-0.04, -0.3, -0.45, -0.55, -0.9])
+@pytest.mark.parametrize("device, backend", RUNNING)
+def test_decay_is_right_after_many_steps(device, backend, exponent):
+    """A factor that is a little wrong is wrong as many times as it is applied: here that of 2^exponent a token.
+
+    Channel 1 keeps its impulse, so that the norm over both channels cancels in their ratio.
+    """
+    l = 16
+    u = torch.zeros(1, l, 2)
+    u[:, 0] = 1
+    dt = torch.full((1, l, 2), math.log(math.expm1(1.0)))
+    A = torch.tensor([[exponent * math.log(2)] * 2, [0.0] * 2])
+    constants = torch.ones(1, l, 2), torch.ones(1, l, 2), torch.zeros(2), torch.ones(1, l, 2), torch.zeros(2)
+    inputs = [x.to(device) for x in (u, dt, A, *constants, torch.zeros(2))]
+    y = defocus_scan(*inputs, norm_group_dims=2, backend=backend)[0].double().cpu()
+    truth = torch.exp(A[0, 0].double() * torch.arange(l))
+    assert ((y[:, 0] / y[:, 1] - truth) / truth).abs().max() < 5e-6
