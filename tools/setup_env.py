@@ -4,6 +4,7 @@ Runs with the system's Python and its standard library alone.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,7 +16,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
@@ -51,11 +54,11 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     log = (venv / "setup.log").open("w")
     lock = REQUIREMENTS / "lock.txt"
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", lock]
+    # Python compiles what is imported when it is; pip would compile all, and most of torch is never imported.
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-c", lock]
     _step("pip", [python, "-m", "pip", "install", "--upgrade", "pip"], log)
     _step("torch", [*pip, "-r", REQUIREMENTS / "torch.txt"], log)
     _install_openmmlab(python, pip, log)
-    _step("tools for tests", [*pip, "-r", REQUIREMENTS / "dev.txt"], log)
     _step("backbones", [*pip, "--no-build-isolation", "--no-deps", "-e", ROOT], log)
     stamp.write_text(wanted)
     print(f"Set-up done in {(time.monotonic() - start) / 60:.1f} minutes")
@@ -119,13 +122,55 @@ def _mmcv_environment(python: Path) -> dict[str, str]:
 
 
 def _install_openmmlab(python: Path, pip: list, log) -> None:
-    """Compiles mmcv and installs what needs it."""
-    requirements = REQUIREMENTS / "openmmlab.txt"
-    mmcv = next(line for line in requirements.read_text().splitlines() if line.startswith("onedl-mmcv"))
+    """Compiles mmcv into a wheel, installs meanwhile what does not need it, and then the wheel."""
+    listed = (REQUIREMENTS / "openmmlab.txt").read_text().splitlines()
+    names = [line for line in listed if line and not line.startswith("#")]
+    mmcv = next(name for name in names if name.startswith("onedl-mmcv"))
+    names.remove(mmcv)
     environment = _mmcv_environment(python)
-    # pip keeps what it compiled for the next time, and does not ask for which torch that was.
-    install_mmcv(python, [*pip, "-v", "--no-cache-dir", "--no-build-isolation", mmcv], environment, log)
-    _step("mmdet, mmseg", [*pip, "--no-build-isolation", "-r", requirements], log, environment)
+    with tempfile.TemporaryDirectory(prefix="mmcv-wheel-") as wheels:
+        # pip keeps what it compiled for the next time, and does not ask for which torch that was.
+        build = [
+            python,
+            "-m",
+            "pip",
+            "wheel",
+            "-v",
+            "--no-deps",
+            "--no-cache-dir",
+            "--no-build-isolation",
+            "-w",
+            wheels,
+        ]
+        packages = [*pip, "--no-build-isolation", *names, "-r", REQUIREMENTS / "dev.txt"]
+        with _meanwhile("mmdet, mmseg, tools for tests", packages, log, environment):
+            install_mmcv(python, [*build, mmcv], environment, log)
+        _step("mmcv's wheel", [*pip, *Path(wheels).glob("*.whl")], log)
+
+
+@contextlib.contextmanager
+def _meanwhile(title: str, command: list, log, environment: dict[str, str]) -> Iterator[None]:
+    """Runs a command beside the body of ``with``, and says at its end how it went.
+
+    Its output goes to a log of its own, and only at the end to ``log``.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        words = [str(part) for part in command]
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        try:
+            yield
+            print(f"  {title} ...", flush=True)
+            failed = process.wait() != 0
+        finally:
+            process.kill()
+            process.wait()
+            output.seek(0)
+            lines = output.readlines()
+            log.writelines(lines)
+            log.flush()
+        if failed:
+            _fail(title, log, lines[-15:])
+        print("    done (beside mmcv)", flush=True)
 
 
 def install_mmcv(python: Path, command: list, environment: dict[str, str], log) -> None:
@@ -133,7 +178,8 @@ def install_mmcv(python: Path, command: list, environment: dict[str, str], log) 
 
     Args:
         python: Of the virtual environment, which has torch.
-        command: Installs mmcv from its source. Verbose, because the compiler's [n/m] lines are the progress.
+        command: Installs mmcv from its source, or makes a wheel of it. Verbose, because the compiler's [n/m] lines are
+            the progress.
         environment: As of `_mmcv_environment`.
         log: A file for what it prints.
     """
@@ -220,13 +266,17 @@ def _step(title: str, command: list, log, environment: dict[str, str] | None = N
     if failed and may_fail:
         return False
     if failed:
-        sys.exit(
-            f"\n{title}: failed. The end of {log.name}:\n{''.join(tail)}"
-            "Run the same command again once the cause is mended; what is installed is kept."
-        )
+        _fail(title, log, tail)
     done = f"done ({time.monotonic() - start:.0f} s)"
     print(f"\r  {title}: {done}{' ' * 24}" if terminal else f"    {done}", flush=True)
     return True
+
+
+def _fail(title: str, log, tail: list[str]) -> NoReturn:
+    sys.exit(
+        f"\n{title}: failed. The end of {log.name}:\n{''.join(tail)}"
+        "Run the same command again once the cause is mended; what is installed is kept."
+    )
 
 
 if __name__ == "__main__":

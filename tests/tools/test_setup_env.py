@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
     steps = []
 
     def step(title, command, log, environment=None, may_fail=False):
-        steps.append((title, environment.get("CFLAGS"), may_fail))
+        steps.append((title, (environment or {}).get("CFLAGS"), may_fail))
         if title == "mmcv":
             # pip takes a line of comment for a requirement that it cannot read.
             assert re.fullmatch(r"onedl-mmcv==[\d.]+", command[-1]), command
@@ -100,9 +101,31 @@ def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
     monkeypatch.setattr(setup_env, "_step", step)
     monkeypatch.setattr(setup_env, "_mmcv_environment", lambda python: {})
     monkeypatch.setattr(setup_env, "precompile_header", lambda *_: flags)
+    meanwhile = []
+    monkeypatch.setattr(setup_env, "_meanwhile", lambda title, command, *_: meanwhile.append(command) or nullcontext())
     setup_env._install_openmmlab(Path(sys.executable), ["pip", "install"], None)
     tried = [] if flags is None else [("mmcv", flags, True)]
-    assert steps == [*tried, ("mmcv", None, False), ("mmdet, mmseg", None, False)]
+    assert steps == [*tried, ("mmcv", None, False), ("mmcv's wheel", None, False)]
+    # Not mmcv itself, which pip would compile a second time.
+    (packages,) = meanwhile
+    assert "onedl-mmdetection" in " ".join(map(str, packages)) and "mmcv" not in " ".join(map(str, packages))
+
+
+def test_what_runs_beside_the_build_is_awaited_logged_and_ended(tmp_path, capfd):
+    with (tmp_path / "log").open("w") as log:
+        with setup_env._meanwhile("beside", [sys.executable, "-c", "print('made')"], log, os.environ):
+            pass
+        assert (tmp_path / "log").read_text() == "made\n"
+        failing = [sys.executable, "-c", "raise SystemExit('no such package')"]
+        with (
+            pytest.raises(SystemExit, match="no such package"),
+            setup_env._meanwhile("beside", failing, log, os.environ),
+        ):
+            pass
+        # Where the build fails nothing goes on behind its back.
+        endless = [sys.executable, "-c", "import time; time.sleep(600)"]
+        with pytest.raises(SystemExit, match="mmcv"), setup_env._meanwhile("beside", endless, log, os.environ):
+            sys.exit("mmcv")
 
 
 def test_a_compiler_may_be_a_command_of_several_words(monkeypatch, tmp_path):
