@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.gpu import gpu_of
 from backbones.ops.selective_scan.naive import NORM_EPS
 from backbones.ops.selective_scan.triton_backend import CHUNK
 
@@ -552,8 +553,7 @@ def _programs(device, items):
     if device.type != "cuda":
         # In the interpreter: few enough to have several items each.
         return min(items, 3)
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(items, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR)
+    return min(items, gpu_of(device).multiprocessors * PROGRAMS_PER_MULTIPROCESSOR)
 
 
 def backward(
