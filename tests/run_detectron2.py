@@ -17,10 +17,13 @@ from tests.detectron2_checkouts import LANDMARKS
 TESTS = (
     "tests/integrations/test_detectron2.py",
     "tests/integrations/test_detectron2_names.py",
+    "tests/integrations/test_detectron2_results.py",
     "tests/integrations/test_detectron2_stand_in.py",
     "tests/integrations/test_detrex.py",
+    "tests/test_checkpoint_matrix.py",
     "tests/test_detectron2_projects.py",
     "tests/test_detectron2_tools.py",
+    "tests/test_survival_detectron2.py",
 )
 
 

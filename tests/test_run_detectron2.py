@@ -1,7 +1,9 @@
-"""What the tests of Detectron2 and detrex lack is said, each with what it lacks."""
+"""What the tests of Detectron2 and detrex lack is said, each with what it lacks; none is forgotten."""
 
 import importlib.util
+import re
 import sys
+from pathlib import Path
 
 from tests import run_detectron2
 from tests.detectron2_checkouts import LANDMARKS
@@ -24,3 +26,9 @@ def test_what_is_missing(tmp_path, monkeypatch):
     (tmp_path / LANDMARKS["DETREX_ROOT"]).parent.mkdir(parents=True)
     (tmp_path / LANDMARKS["DETREX_ROOT"]).touch()
     assert run_detectron2.missing(here | {"DETREX_ROOT": str(tmp_path)}) == []
+
+
+def test_every_file_that_is_skipped_without_them_is_run():
+    skipping = re.compile(r"""(importorskip|find_spec)\(["'](detectron2|detrex)|detectron2_root|detrex_root""")
+    files = {str(path) for path in Path("tests").rglob("test_*.py") if skipping.search(path.read_text())}
+    assert files - {"tests/test_run_detectron2.py"} <= set(run_detectron2.TESTS)
