@@ -26,12 +26,14 @@ class Backend:
         run: The implementation, with the signature of the public operation less ``backend``.
         refusal: Given a device type ("cpu", "cuda", ...), None if the backend can serve it, else the reason.
         automatic: Whether the backend may be chosen without being named.
+        may_differ: Given a device type, why two runs on it may differ in their last bits, or None if they never do.
     """
 
     name: str
     run: Callable
     refusal: Callable[[str], str | None]
     automatic: bool = True
+    may_differ: Callable[[str], str | None] = lambda device_type: None
 
 
 def import_refusal(module: str, install: str) -> str | None:

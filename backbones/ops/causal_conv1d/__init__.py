@@ -8,6 +8,7 @@ from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
 from backbones.ops.causal_conv1d.triton_backend import triton_causal_conv1d_silu
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_causal_conv1d_silu
+from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
 from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
@@ -18,7 +19,13 @@ CAUSAL_CONV1D = Operation(
         Backend("triton", triton_causal_conv1d_silu, triton_refusal),
         Backend("torch", naive_causal_conv1d_silu, serves_every_device),
         Backend("reference", naive_causal_conv1d_silu, serves_every_device, automatic=False),
-        Backend("mamba_ssm", mamba_ssm_causal_conv1d_silu, mamba_ssm_refusal, automatic=False),
+        Backend(
+            "mamba_ssm",
+            mamba_ssm_causal_conv1d_silu,
+            mamba_ssm_refusal,
+            automatic=False,
+            may_differ=mamba_ssm_may_differ,
+        ),
     ),
     environment="DEFOCUS_SCAN_BACKEND",
 )

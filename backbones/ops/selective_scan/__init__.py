@@ -7,6 +7,7 @@ from backbones.ops.dispatch import Backend, Operation, serves_every_device
 from backbones.ops.selective_scan.chunked import chunked_defocus_scan
 from backbones.ops.selective_scan.cpu import cpu_defocus_scan
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
+from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
 from backbones.ops.selective_scan.naive import naive_defocus_scan
 from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
@@ -19,7 +20,9 @@ DEFOCUS_SCAN = Operation(
         Backend("triton", triton_defocus_scan, triton_refusal),
         Backend("torch", chunked_defocus_scan, serves_every_device),
         Backend("reference", naive_defocus_scan, serves_every_device, automatic=False),
-        Backend("mamba_ssm", mamba_ssm_defocus_scan, mamba_ssm_refusal, automatic=False),
+        Backend(
+            "mamba_ssm", mamba_ssm_defocus_scan, mamba_ssm_refusal, automatic=False, may_differ=mamba_ssm_may_differ
+        ),
     ),
     environment="DEFOCUS_SCAN_BACKEND",
 )

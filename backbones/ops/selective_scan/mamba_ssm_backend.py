@@ -4,6 +4,7 @@ What their scan does not know (the phase, the norm, the skip and gate behind it)
 memory, as in the released code, which makes this the backend to compare the speed of the others with.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,15 @@ def refusal(device_type: str) -> str | None:
     """Why the kernels of mamba_ssm cannot serve ``device_type``, or None."""
     if device_type != "cuda":
         return "the kernels of mamba_ssm need CUDA"
-    return import_refusal("mamba_ssm.ops.selective_scan_interface", "pip install mamba-ssm")
+    reason = import_refusal("mamba_ssm.ops.selective_scan_interface", "pip install mamba-ssm")
+    # Newer releases of the package come without the scan that is meant here, unless they are told to build it.
+    build = "build mamba-ssm from its source with MAMBA_KEEP_CUDA_BUILD=TRUE"
+    return reason or import_refusal("selective_scan_cuda", build)
+
+
+def may_differ(device_type: str) -> str | None:
+    """Why two runs may give different bits."""
+    return "the kernels of mamba_ssm and causal_conv1d add gradients atomically"
 
 
 def mamba_ssm_defocus_scan(
@@ -32,8 +41,12 @@ def mamba_ssm_defocus_scan(
     rope_scale: float,
     delta_scale: float,
     norm_group_dims: int,
+    handed: torch.dtype = torch.float32,
 ) -> Tensor:
-    """See `defocus_scan`. Differentiated by their gradient of the scan and by autograd."""
+    """See `defocus_scan`. Differentiated by their gradient of the scan and by autograd.
+
+    ``handed`` is the dtype that their scan gets its sequences in: 16 bits as in the released code under autocast.
+    """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     out_dtype = u.dtype
@@ -41,8 +54,8 @@ def mamba_ssm_defocus_scan(
     delta = F.softplus(dt + dt_bias) / delta_scale
     B, C = (rotate_states(x, freq, rope_scale) for x in (B, C))
     # Their layout is (b, d, l) for sequences and (b, groups, n, l) for B and C.
-    u_, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
-    y = selective_scan_fn(u_, delta, A.contiguous(), B[:, None], C[:, None]).transpose(1, 2)
+    u_, delta, B, C = (x.to(handed).transpose(1, 2).contiguous() for x in (u, delta, B, C))
+    y = selective_scan_fn(u_, delta, A.contiguous(), B[:, None], C[:, None]).transpose(1, 2).float()
     y = group_rms_norm(y, norm_group_dims) + D * u
     return (y * F.silu(z)).to(out_dtype)
 

@@ -1,0 +1,143 @@
+"""The clock and the table of the benchmark: everything compared runs in one process, in turns.
+
+A machine that slows down slows all of it; a figure is the median of the turns. Memory is the peak above what was there
+before a run.
+"""
+
+import contextlib
+import gc
+import math
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Row:
+    """One thing that is timed; ``run`` is called once per turn."""
+
+    name: str
+    run: Callable[[], object]
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        """Seconds of a run."""
+        return statistics.median(self.seconds)
+
+
+def measure(rows: Sequence[Row], repeats: int, device: str, seconds: float = math.inf) -> None:
+    """Runs the rows in turns, once to warm up and then for the clock. What is done shows on standard error.
+
+    Args:
+        rows: What is timed; their figures are filled in.
+        repeats: Turns for the clock.
+        device: "cpu" or "cuda".
+        seconds: No turn but the first begins after so long.
+    """
+    begin = time.perf_counter()
+    for turn in range(repeats + 1):
+        if turn > 1 and time.perf_counter() - begin > seconds:
+            break
+        for row in rows:
+            gc.collect()
+            before = _reset_peak(device)
+            start = time.perf_counter()
+            row.run()
+            _synchronise(device)
+            elapsed = time.perf_counter() - start
+            row.peak_bytes = max(row.peak_bytes, _peak(device) - before)
+            if turn:
+                row.seconds.append(elapsed)
+            print(f"\r  {turn}/{repeats} {row.name:<40}", end="", flush=True, file=sys.stderr)
+    print("\r" + " " * 60 + "\r", end="", flush=True, file=sys.stderr)
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _status(key: str) -> int:
+    """A memory figure of this process in bytes, from Linux; 0 elsewhere."""
+    with contextlib.suppress(OSError):
+        return int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return 0
+
+
+def _reset_peak(device: str) -> int:
+    """Starts a new peak; returns what is in use."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def table(title: str, rows: Sequence[Row], against: str) -> str:
+    """Markdown: time, ratio to the row called ``against``, peak memory."""
+    base = next(row.median for row in rows if row.name == against)
+    lines = [f"{title}\n", f"| | ms | / {against} | {against} / | peak MiB |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        ratio = row.median / base
+        memory = f"{row.peak_bytes / 2**20:.0f}"
+        lines.append(f"| {row.name} | {row.median * 1e3:.1f} | {ratio:.2f} | {1 / ratio:.1f} | {memory} |")
+    return "\n".join(lines)
+
+
+def ratio_line(what: str, rows: Sequence[Row], over: str, under: str, promised: str = "", memory: bool = False) -> str:
+    """One promised figure: the time, or with ``memory`` the peak, of row ``over`` divided by that of row ``under``.
+
+    Args:
+        what: Begins the line.
+        rows: Measured rows.
+        over: Name of the row above the line of the fraction.
+        under: Name of the one below.
+        promised: What it should be, shown in brackets; nothing where nothing is promised.
+        memory: Whether peaks are divided rather than times.
+    """
+    by_name = {row.name: row for row in rows}
+    above, below = (by_name[name].peak_bytes if memory else by_name[name].median for name in (over, under))
+    line = f"{what}: {over} / {under} = {above / max(below, 1e-12):.2f}"
+    return f"{line} (promised {promised})" if promised else line
+
+
+def machine(device: str) -> str:
+    """What runs this, in words, and whether fp32 products may be rounded to TF32."""
+    if device == "cuda":
+        tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32 {tf32}"
+    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        if name := re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()):
+            return name[1]
+    return platform.processor() or platform.machine()
+
+
+def with_backward(function: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+    """``function`` and the gradients of its sum by ``leaves``."""
+
+    def run():
+        out = function()
+        return torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    return run

@@ -1,0 +1,391 @@
+"""The doctor: each kind of fault is put into a backend, found, and named; what is right is left in peace."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from backbones.benchmark import clock
+from backbones.benchmark.cases import CASES
+from backbones.doctor import __main__ as program
+from backbones.doctor import checks, diagnosis, speed, surroundings
+from backbones.doctor.diagnosis import Diagnosis, choose, conclude, examine
+from backbones.doctor.records import Check, Choice, Finding, Speed
+from backbones.doctor.report import to_json, to_markdown
+from backbones.ops import cpu_extension
+from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.retention import RETENTION
+from backbones.ops.selective_scan import DEFOCUS_SCAN
+from tests.testing import needs_library
+
+SIZE = dict(b=1, l=20, h=2, k=4, v=6)
+CASE = replace(CASES["retention"], small=(SIZE,), published=dict(cpu=SIZE, cuda=SIZE))
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """One turn for the clock; this process may have much to look through for what can be freed."""
+    monkeypatch.setattr(speed, "TURNS", dict(cpu=1, cuda=1))
+    monkeypatch.setattr(clock.gc, "collect", lambda: None)
+
+
+def quiet(text):
+    pass
+
+
+def found(case=CASE):
+    """The diagnosis of one operation on a CPU."""
+    result = Diagnosis()
+    examine({case.operation.name: case}, ["cpu"], quiet, result)
+    result.findings += conclude(result)
+    return result
+
+
+@pytest.fixture
+def break_backend(monkeypatch):
+    """Replaces what the chosen backend of retention runs, given what it ran."""
+    monkeypatch.setattr(RETENTION, "_selected", {})
+
+    def change(make, **settings):
+        backend = RETENTION.backends["torch"]
+        monkeypatch.setitem(RETENTION.backends, "torch", replace(backend, run=make(backend.run), **settings))
+
+    return change
+
+
+def output_off(run):
+    return lambda *arguments: run(*arguments) + 1e-2
+
+
+def gradient_off(run):
+    def off(q, k, v, decay, *rest):
+        decay = decay * 1
+        if decay.requires_grad:
+            decay.register_hook(lambda grad: grad * 1.01)
+        return run(q, k, v, decay, *rest)
+
+    return off
+
+
+def not_a_number(run):
+    def off(*arguments):
+        out = run(*arguments).clone()
+        out[0, 3, 0, 0] = float("nan")
+        return out
+
+    return off
+
+
+def other_shape(run):
+    return lambda *arguments: run(*arguments)[:, :, :, :1]
+
+
+def other_dtype(run):
+    return lambda *arguments: run(*arguments).double()
+
+
+def varying(run):
+    counter = itertools.count()
+    return lambda *arguments: run(*arguments) * (1 + 2e-6 * (next(counter) % 2))
+
+
+def raising(run):
+    def raise_(*_):
+        raise RuntimeError("the kernel  is\nbroken")
+
+    return raise_
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        (output_off, "output is off by "),
+        (gradient_off, "gradient of decay is off by "),
+        (not_a_number, "output is off by nan"),
+        (other_shape, "raised RuntimeError: Mismatch in shape"),
+        (other_dtype, "raised TypeError: the output is torch.float64, not torch.float32"),
+        (varying, "two runs gave different bits"),
+        (raising, "raised RuntimeError: the kernel is broken"),
+    ],
+)
+def test_a_wrong_backend_is_found_and_named_with_the_variable_that_turns_it_off(break_backend, fault, said):
+    break_backend(fault)
+    result = found()
+    assert result.status == 1
+    (finding,) = result.findings
+    assert finding.severity == "wrong"
+    assert finding.message.startswith("retention: the backend torch is wrong on cpu (b 1, l 20, h 2, k 4, v 6; fp32): ")
+    assert said in finding.message
+    assert finding.cure == "set DEFOCUS_RETENTION_BACKEND=reference"
+    assert f"- **Wrong**: {finding.message}. Cure: {finding.cure}." in to_markdown(result)
+    # What is wrong is not timed.
+    assert "torch" not in {record.backend for record in result.speeds}
+
+
+def test_right_backends_are_left_in_peace():
+    result = found()
+    assert result.status == 0 and not result.findings
+    assert {check.backend for check in result.checks} == {"torch", "recurrent"}
+    assert {check.dtype for check in result.checks} == {"fp32", "bf16", "fp16"}
+    assert all(check.same_bits and check.error < check.limit for check in result.checks)
+    assert [record.backend for record in result.speeds] == ["torch"]
+    assert result.speeds[0].both > 0 and result.speeds[0].forward > 0
+    assert "Every backend that runs here does what the definition says." in to_markdown(result)
+
+
+def test_bits_that_may_differ_by_the_backends_own_word_are_no_fault(break_backend):
+    break_backend(varying, may_differ=lambda device: f"sums on {device} come in any order")
+    result = found()
+    assert result.status == 0 and not result.findings
+    assert "differ: sums on cpu come in any order" in to_markdown(result)
+
+
+def test_a_definition_that_fails_is_a_finding_too(monkeypatch):
+    broken = replace(RETENTION.backends["reference"], run=raising(None))
+    monkeypatch.setitem(RETENTION.backends, "reference", broken)
+    result = found()
+    assert result.status == 1
+    assert any("the backend reference is wrong on cpu" in finding.message for finding in result.findings)
+
+
+def test_where_the_definition_takes_too_much_memory_what_runs_everywhere_is_the_truth(monkeypatch):
+    monkeypatch.setattr(checks, "CPU_BYTES", 1)
+    truth = checks.find_truth(CASE, SIZE, "cpu")
+    assert truth.source == "torch, fp64" and truth.values["output"].dtype == torch.float64
+    monkeypatch.undo()
+    definition = checks.find_truth(CASE, SIZE, "cpu")
+    assert definition.source == "reference, fp64"
+    for name, value in truth.values.items():
+        torch.testing.assert_close(value, definition.values[name])
+
+
+def test_a_test_of_a_backend_that_raises_is_a_refusal(monkeypatch):
+    def raise_(device):
+        raise OSError("libcuda.so is\nof another driver")
+
+    monkeypatch.setitem(RETENTION.backends, "fla", replace(RETENTION.backends["fla"], refusal=raise_))
+    choice = choose(RETENTION, "cpu")
+    assert choice.refused["fla"] == "its test raised OSError: libcuda.so is of another driver"
+    assert "fla" not in {backend.name for backend in checks.runnable(CASE, "cpu")}
+
+
+def test_what_is_taken_and_why_not_the_others(monkeypatch):
+    choice = choose(RETENTION, "cpu")
+    assert (choice.taken, choice.spare) == ("torch", ["reference", "recurrent"])
+    assert list(choice.refused) == ["fla"] and "need CUDA" in choice.refused["fla"]
+    monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "recurrent")
+    assert choose(RETENTION, "cpu").taken == "recurrent"
+
+
+def test_a_variable_that_names_what_cannot_run_is_wrong(monkeypatch):
+    monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "fla")
+    result = found()
+    assert result.status == 1
+    assert "retention cannot run on cpu: RuntimeError: retention: DEFOCUS_RETENTION_BACKEND=" in to_markdown(result)
+    assert result.findings[0].cure == "look at DEFOCUS_RETENTION_BACKEND"
+
+
+def test_a_gpu_that_answers_no_more_ends_its_checks_and_loses_none(break_backend, monkeypatch):
+    break_backend(raising)
+
+    def lost(result):
+        raise checks.LostDevice
+
+    monkeypatch.setattr(checks, "_probe", lost)
+    result = found()
+    assert result.status == 1
+    assert [check.failure for check in result.checks] == ["RuntimeError: the kernel is broken"]
+    assert any("cpu does not answer any more" in finding.message for finding in result.findings)
+
+
+def choice(operation="scan", taken="quick", spare=("slow",), variable="SCAN", device="cuda"):
+    return Choice(operation, device, variable, taken=taken, spare=list(spare))
+
+
+def timed(backend, both, operation="scan", dtype="bf16"):
+    return Speed(operation, backend, "cuda", "b 1", dtype, forward=both / 3, both=both, peak_bytes=1)
+
+
+def test_a_backend_slower_than_another_is_named_with_its_variable():
+    slow = Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2)])
+    (finding,) = conclude(slow)
+    assert finding.severity == "slow" and slow.status == 0
+    assert finding.message == (
+        "scan: the backend quick takes 1.50 times as long as slow on cuda (b 1; bf16; forward and backward)"
+    )
+    assert finding.cure == "set SCAN=slow"
+    # A tenth is noise; another dtype, device or operation is another matter.
+    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.22), timed("slow", 0.2)]))
+    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2, dtype="fp32")]))
+    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2, "other")]))
+    assert not conclude(Diagnosis(choices=[choice(device="cpu")], speeds=[timed("quick", 0.3), timed("slow", 0.2)]))
+
+
+def test_a_cure_serves_all_operations_that_the_variable_forces():
+    speeds = [timed("quick", 0.3), timed("slow", 0.2)]
+    both = [choice(), choice("conv")]
+    (finding,) = conclude(Diagnosis(choices=both, speeds=speeds))
+    assert finding.cure == "set SCAN=slow (which conv then takes, too)"
+    without = [choice(), choice("conv", spare=())]
+    (finding,) = conclude(Diagnosis(choices=without, speeds=speeds))
+    assert finding.cure == "no setting of SCAN helps; send this page to us"
+
+
+def test_a_second_gpu_and_a_graph_count_as_checks_of_their_device():
+    wrong = Check("scan", "quick", "cuda:1", "b 1", "fp32", error=1.0, worst="output", limit=1e-3)
+    graph = Check("scan", "quick", "cuda", "b 1", "fp32", error=0.0, limit=1e-3, graph="wrong: output is off by 1e-1")
+    uncaptured = replace(graph, backend="slow", graph="not captured: RuntimeError")
+    (finding,) = conclude(Diagnosis(choices=[choice()], checks=[wrong, graph, uncaptured]))
+    assert "is wrong on cuda:1 (b 1; fp32): output is off by 1.0e+00" in finding.message
+    assert finding.message.endswith(", and 1 more of its checks failed") and finding.cure == "set SCAN=slow"
+
+
+def test_what_a_captured_graph_gives_is_compared(monkeypatch):
+    truth = checks.find_truth(CASE, SIZE, "cpu")
+    good = checks.run(CASE, SIZE, truth, "torch", torch.float32)
+    result = Check("retention", "torch", "cpu", "", "fp32", limit=1e-3)
+    for values, said in (
+        (good, "same"),
+        ({**good, "gradient of k": good["gradient of k"] * 2}, "wrong: gradient of k"),
+    ):
+        monkeypatch.setattr(checks, "captured", lambda function, values=values: values)
+        checks._check_graph(CASE, SIZE, truth, result)
+        assert result.graph.startswith(said)
+    monkeypatch.setattr(checks, "captured", raising(None))
+    checks._check_graph(CASE, SIZE, truth, result)
+    assert result.graph == "not captured: RuntimeError: the kernel is broken" and not result.faults
+
+
+def test_packages_that_are_broken_or_absent_are_told_apart(tmp_path, monkeypatch):
+    faults = dict(
+        broken_package="raise AttributeError('of another\\nversion')",
+        ending_package="raise SystemExit(3)",
+        whole_package="__version__ = '1.2'",
+        lacking_package="import no_such_thing",
+    )
+    for name, text in faults.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert surroundings.describe_package("broken_package") == ("installed, AttributeError: of another version", True)
+    assert surroundings.describe_package("ending_package") == ("installed, SystemExit: 3", True)
+    assert surroundings.describe_package("whole_package") == ("1.2", False)
+    text, broken = surroundings.describe_package("lacking_package")
+    assert broken and "no_such_thing" in text
+    assert surroundings.describe_package("absent_package") == ("not installed", False)
+
+
+def test_a_compiler_whose_kernels_do_not_build_is_wrong(monkeypatch):
+    compiler = cpu_extension.Compiler(("true",), (), "key")
+    monkeypatch.setattr(cpu_extension, "compiler", lambda: compiler)
+    monkeypatch.setattr(cpu_extension, "refusal", lambda device: "vec.h:3: error")
+    monkeypatch.setattr(surroundings, "PACKAGES", {})
+    _, findings = surroundings.describe_machine(quiet)
+    assert [finding.severity for finding in findings] == ["wrong"] and "vec.h:3: error" in findings[0].message
+
+    def none():
+        raise cpu_extension.NoCompiler("no C++ compiler found")
+
+    monkeypatch.setattr(cpu_extension, "compiler", none)
+    facts, findings = surroundings.describe_machine(quiet)
+    assert [finding.severity for finding in findings] == ["note"]
+    assert facts["C++ compiler"] == "none: no C++ compiler found"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The program at sizes that take no time, and without the import of the large packages."""
+    cases = {
+        name: replace(case, small=case.small[:1], published=dict(cpu=case.small[0])) for name, case in CASES.items()
+    }
+    monkeypatch.setattr(program, "CASES", cases)
+    monkeypatch.setattr(program, "devices", lambda: ["cpu"])
+    monkeypatch.setattr(surroundings, "PACKAGES", {"timm": "timm", "none": "no_such_package"})
+    # On sizes that take no time none is faster.
+    monkeypatch.setattr(diagnosis, "SLOWER", 1e9)
+
+
+@needs_library
+def test_the_program_here(small, tmp_path, capsys):
+    file = tmp_path / "doctor.json"
+    assert program.main(["--out", str(file)]) == 0
+    out, err = capsys.readouterr()
+    content = json.loads(file.read_text())
+    assert content["status"] == 0 and content["format"] == 1
+    assert content["machine"]["none"] == "not installed" and content["machine"]["PyTorch"].startswith(torch.__version__)
+    assert {record["operation"] for record in content["choices"]} == set(CASES)
+    by_operation = {name: set() for name in CASES}
+    for record in content["checks"]:
+        by_operation[record["operation"]].add(record["backend"])
+        assert record["faults"] == [] and record["error"] <= record["limit"] and record["same_bits"] is True
+    for name, backends in by_operation.items():
+        case = CASES[name]
+        assert backends == {backend.name for backend in checks.runnable(case, "cpu")}
+    assert {record["operation"] for record in content["speeds"]} == set(CASES)
+    for heading in ("# De-focus doctor", "## Machine", "## Against the definition", "## Time and memory"):
+        assert f"{heading}\n" in out
+    assert "| defocus_scan | cpu | cpu | " in out
+    assert "defocus_scan on cpu: b 2" in err and "importing timm" in err
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_work(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        program.main(["--out", str(tmp_path / "none" / "doctor.json")])
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_what_was_found_before_an_interruption_is_kept(small, tmp_path, monkeypatch, capsys):
+    def interrupted(cases, devices, say, result):
+        result.checks.append(Check("scan", "quick", "cpu", "b 1", "fp32", failure="RuntimeError"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "examine", interrupted)
+    file = tmp_path / "doctor.json"
+    assert program.main(["--out", str(file)]) == 130
+    assert "this was interrupted" in capsys.readouterr().out
+    assert json.loads(file.read_text())["checks"][0]["failure"] == "RuntimeError"
+
+
+def test_pages_hold_what_no_table_and_no_json_can():
+    check = Check("scan", "a|b", "cpu", "b 1", "fp32", error=float("nan"), worst="output", limit=1.0, same_bits=False)
+    page = Diagnosis({"a": "1 | 2"}, [choice()], [check], [], [Finding("note", "a note")])
+    assert "| a | 1 \\| 2 |" in to_markdown(page) and "| a\\|b | b 1 | fp32 | **nan, output** |" in to_markdown(page)
+    assert json.loads(to_json(page))["checks"][0]["error"] == "nan"
+
+
+def test_an_operation_of_any_backends_is_examined(monkeypatch):
+    """No backend is known by its name."""
+
+    def double(q, *_):
+        return 2 * q
+
+    operation = Operation(
+        "doubling",
+        (
+            Backend("best", double, serves_every_device),
+            Backend("theirs", lambda q, *_: 2.1 * q, lambda device: None, automatic=False),
+            Backend("formula", lambda q, *_: q + q, serves_every_device, automatic=False),
+        ),
+        environment="DOUBLING",
+    )
+    case = replace(
+        CASE,
+        operation=operation,
+        inputs=lambda size, generator: dict(q=torch.randn(2, 3, generator=generator)),
+        call=lambda size, inputs, backend: operation.run(backend, inputs["q"]),
+        sequences=("q",),
+    )
+    result = found(case)
+    assert case.definition.name == "formula"
+    assert {check.backend: bool(check.faults) for check in result.checks} == {"best": False, "theirs": True}
+    assert result.findings[0].cure == "it is not taken here; do not name it in DOUBLING"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_the_scan_is_examined_with_a_graph():
+    size = dict(b=1, l=100, d=64, n=16, norm_group=64)
+    case = replace(CASES["defocus_scan"], small=(size,), published=dict(cuda=size))
+    results = list(checks.examine(case, "cuda", quiet))
+    assert not [check.faults for check in results if check.faults]
+    assert {check.graph for check in results if check.backend == choose(DEFOCUS_SCAN, "cuda").taken} >= {"same"}
