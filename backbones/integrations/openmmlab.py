@@ -16,6 +16,7 @@ from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
 from backbones.integrations.frameworks import needed
 from backbones.ops import deformable_attention
+from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.thread_count import ThreadCount
 
 with needed("mmengine", oldest="0.10.0"):
@@ -206,23 +207,47 @@ class Bf16OptimWrapper(OptimWrapper):
 class DeformableAttentionHook(Hook):
     """Runs mmcv's multi-scale deformable attention on `backbones.ops.deformable_attention` while a runner works.
 
-    mmcv itself has a CUDA kernel for fp32 and fp16. On a CPU, and in bf16, it falls back on a function of plain
-    PyTorch that is several times slower (and says so in bf16); this one stands in for it, equal up to rounding.
+    mmcv itself has a CUDA kernel for fp32 and fp16, which has to be built when it is installed. On a CPU, and in bf16,
+    it falls back on a function of plain PyTorch that is several times slower (and says so in bf16). Ours stands in for
+    both, equal up to rounding, and takes mmcv's kernel where `DEFOCUS_DEFORMABLE_BACKEND=mmcv` says so.
     """
 
     def before_run(self, runner) -> None:
         from mmcv.ops import multi_scale_deform_attn as operators
 
-        self._operators, self._original = operators, operators.multi_scale_deformable_attn_pytorch
-        operators.multi_scale_deformable_attn_pytorch = _deformable_attention
+        self._operators = operators
+        self._originals = {name: getattr(operators, name) for name in _STAND_INS}
+        for name, stand_in in _STAND_INS.items():
+            setattr(operators, name, stand_in(self._originals[name]))
 
     def after_run(self, runner) -> None:
-        self._operators.multi_scale_deformable_attn_pytorch = self._original
+        for name, original in self._originals.items():
+            setattr(self._operators, name, original)
+
+
+class _Kernel:
+    """In the place of mmcv's autograd function."""
+
+    def __init__(self, original):
+        self._original = original
+
+    def apply(self, value, shapes, starts, locations, weights, images_at_once):
+        # Ours may run on theirs.
+        if DEFORMABLE_ATTENTION.select(value.device.type).name == "mmcv":
+            return self._original.apply(value, shapes, starts, locations, weights, images_at_once)
+        return _deformable_attention(value, shapes, locations, weights)
 
 
 def _deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights):
     shapes = [tuple(shape) for shape in value_spatial_shapes.tolist()]
     return deformable_attention(value, shapes, sampling_locations, attention_weights)
+
+
+# What stands in for mmcv's functions, given the original.
+_STAND_INS = {
+    "multi_scale_deformable_attn_pytorch": lambda original: _deformable_attention,
+    "MultiScaleDeformableAttnFunction": _Kernel,
+}
 
 
 @HOOKS.register_module()

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mmengine.registry import MODELS
 
 import backbones
 from backbones.checkpoints import CheckpointError
+from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from tests.testing import assert_close, load_fixture
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
@@ -172,6 +174,7 @@ def test_other_init_cfgs_are_refused(init_cfg):
 def test_package_imports_without_any_framework():
     code = """
 import sys
+from dataclasses import replace
 for name in ("mmengine", "mmcv", "mmdet", "mmseg", "detectron2", "timm", "triton", "safetensors", "numpy"):
     sys.modules[name] = None
 import backbones, torch
@@ -371,6 +374,37 @@ def test_deformable_attention_of_mmcv_runs_on_ours_during_a_run_only(tmp_path, m
     monkeypatch.setenv("DEFOCUS_DEFORMABLE_BACKEND", "mmcv")
     with pytest.raises(RuntimeError, match=r"mmcv.s kernel runs on CUDA|built without CUDA"):
         train("refused")
+
+
+def test_mmcvs_kernel_is_stood_in_for_unless_it_is_asked_for(monkeypatch):
+    operators = pytest.importorskip("mmcv.ops.multi_scale_deform_attn", reason="mmcv's operators are not installed")
+    from mmengine.registry import HOOKS
+
+    class Kernel:
+        """What mmcv has where it was built with its kernel."""
+
+        @staticmethod
+        def apply(*arguments):
+            return arguments
+
+    monkeypatch.setattr(operators, "MultiScaleDeformableAttnFunction", Kernel)
+    shapes = torch.tensor([[4, 5], [2, 3]])
+    value, places, weights = torch.randn(2, 26, 3, 4), torch.rand(2, 9, 3, 2, 2, 2), torch.rand(2, 9, 3, 2, 2)
+    expected = operators.multi_scale_deformable_attn_pytorch(value, shapes, places, weights)
+    arguments = (value, shapes, torch.tensor([0, 20]), places, weights, 64)
+    hook = HOOKS.build(dict(type="DeformableAttentionHook"))
+    hook.before_run(None)
+    try:
+        assert_close(operators.MultiScaleDeformableAttnFunction.apply(*arguments), expected)
+        operation = DEFORMABLE_ATTENTION
+        monkeypatch.setattr(operation, "_selected", {})
+        monkeypatch.setenv(operation.environment, "mmcv")
+        theirs = replace(operation.backends["mmcv"], refusal=lambda device: None)
+        monkeypatch.setitem(operation.backends, "mmcv", theirs)
+        assert operators.MultiScaleDeformableAttnFunction.apply(*arguments) == arguments
+    finally:
+        hook.after_run(None)
+    assert operators.MultiScaleDeformableAttnFunction is Kernel
 
 
 def test_bf16_training_without_an_accelerator():

@@ -56,8 +56,11 @@ def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
         causal_conv1d_silu="triton",
         decay_attention="flex",
         retention="fla",
-        deformable_attention="mmcv",
+        deformable_attention="triton",
     )
+    pretend(monkeypatch, False, "triton")
+    monkeypatch.setattr(DEFORMABLE_ATTENTION, "_selected", {})
+    assert DEFORMABLE_ATTENTION.select("cuda").name == "mmcv"
 
 
 def test_on_cuda_without_them_pytorch(monkeypatch):

@@ -105,16 +105,43 @@ def test_mmcv_takes_a_batch_of_any_size(monkeypatch):
     assert seen == [1, 64, 13, 2]
 
 
+@pytest.mark.parametrize("batch, queries", [(0, 1), (2, 0)])
+def test_mmcv_is_not_asked_for_nothing(monkeypatch, batch, queries):
+    install(monkeypatch, "mmcv.ops.multi_scale_deform_attn", MultiScaleDeformableAttnFunction=None)
+    places, weights = torch.rand(batch, queries, 1, 1, 1, 2), torch.rand(batch, queries, 1, 1, 1)
+    leaves = [x.requires_grad_() for x in (torch.rand(batch, 2, 1, 1), places, weights)]
+    out = mmcv_backend.mmcv_deformable_attention(leaves[0], [(1, 2)], *leaves[1:])
+    assert out.shape == (batch, queries, 1)
+    for leaf, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves)):
+        assert grad.shape == leaf.shape and not grad.any()
+
+
+def test_mmcv_is_told_of_maps_without_waiting_for_the_device(monkeypatch):
+    name = "mmcv.ops.multi_scale_deform_attn"
+    install(monkeypatch, name, MultiScaleDeformableAttnFunction=MultiScaleDeformableAttnFunction)
+    tensors = torch.rand(1, 2, 1, 1), [(1, 2)], torch.rand(1, 1, 1, 1, 1, 2), torch.rand(1, 1, 1, 1, 1)
+    expected = mmcv_backend.mmcv_deformable_attention(*tensors)
+    # What makes a tensor of numbers of the host, on a GPU, waits until it is there.
+    monkeypatch.delattr(torch, "tensor")
+    assert torch.equal(mmcv_backend.mmcv_deformable_attention(*tensors), expected)
+
+
+# Dtypes of the sequences that the scan below was given.
+HANDED = []
+
+
 def selective_scan_fn(u, delta, A, B, C):
     """mamba_ssm's, without its optional arguments: u and delta `(b, d, l)`, B and C `(b, groups, n, l)`."""
     b, d, l = u.shape
     assert delta.shape == (b, d, l) and B.shape == C.shape == (b, 1, A.shape[1], l)
-    assert all(x.dtype == torch.float32 for x in (u, delta, A, B, C))
+    assert A.dtype == torch.float32 and {x.dtype for x in (u, delta, B, C)} == {u.dtype}
+    HANDED.append(u.dtype)
+    u, delta, B, C = (x.float() for x in (u, delta, B, C))
     h, ys = u.new_zeros(b, d, A.shape[1]), []
     for t in range(l):
         h = torch.exp(delta[..., t, None] * A) * h + (delta * u)[..., t, None] * B[..., t]
         ys.append((h * C[..., t]).sum(-1))
-    return torch.stack(ys, -1)
+    return torch.stack(ys, -1).to(HANDED[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -123,7 +150,7 @@ def test_what_mamba_ssm_is_given(monkeypatch, dtype):
     inputs, weight, group, expected, expected_grads = test_selective_scan.truth((3, 34, 48, 6, 24), dtype)
     leaves = [x.clone().requires_grad_() for x in inputs]
     out = mamba_ssm_defocus_scan(*leaves, 2.25, 1.5, group)
-    assert out.dtype == dtype
+    assert out.dtype == dtype and HANDED[-1] == torch.float32
     assert_close(out, expected, "output")
     grads = torch.autograd.grad((out * weight).sum(), leaves)
     for name, actual, grad in zip(test_selective_scan.NAMES, grads, expected_grads):

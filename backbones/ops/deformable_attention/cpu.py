@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backbones.ops.cpu_extension import call
+from backbones.ops.deformable_attention.registration import register_deformable
 
 
 class _Arguments(ctypes.Structure):
@@ -34,14 +35,8 @@ def _run(function, sides, inputs, outputs):
     call(function, arguments)
 
 
-# The schemas are written out: PyTorch 2.6 does not infer one from collections.abc.
-@torch.library.custom_op(
-    "defocus::deformable_attention_cpu",
-    mutates_args=(),
-    schema="(Tensor value, SymInt[] sides, Tensor locations, Tensor weights) -> Tensor",
-)
-def _deformable_attention(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """All tensors in fp32 or all in fp64; ``sides`` are height and width of each map in turn."""
+def _forward(value, sides, locations, weights):
+    """All tensors in fp32 or all in fp64."""
     b, _, heads, width = value.shape
     out = value.new_empty(b, locations.shape[1], heads * width)
     inputs = dict(value=value, locations=locations, weights=weights)
@@ -49,42 +44,14 @@ def _deformable_attention(value: Tensor, sides: Sequence[int], locations: Tensor
     return out
 
 
-@_deformable_attention.register_fake
-def _(value, sides, locations, weights):
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-@torch.library.custom_op(
-    "defocus::deformable_attention_cpu_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor value, SymInt[] sides, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
-    grad: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad, value, sides, locations, weights):
     inputs = dict(value=value, locations=locations, weights=weights)
     grads = {f"d{name}": x.new_empty(x.shape) for name, x in inputs.items()}
     _run("defocus_deformable_backward", sides, inputs | dict(grad=grad), grads)
     return tuple(grads.values())
 
 
-@_backward.register_fake
-def _(grad, value, sides, locations, weights):
-    return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
-
-
-def _setup_context(ctx, inputs, output):
-    value, ctx.sides, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
-
-
-def _differentiate(ctx, grad):
-    value, locations, weights = ctx.saved_tensors
-    dvalue, dlocations, dweights = _backward(grad, value, ctx.sides, locations, weights)
-    return dvalue, None, dlocations, dweights
-
-
-_deformable_attention.register_autograd(_differentiate, setup_context=_setup_context)
+_attend = register_deformable("cpu", _forward, _backward)
 
 
 def cpu_deformable_attention(
@@ -93,4 +60,4 @@ def cpu_deformable_attention(
     """As `deformable_attention`; computes in at least fp32, for 16 bits cannot place a point in a large map."""
     work = torch.promote_types(value.dtype, torch.float32)
     sides = [side for shape in shapes for side in shape]
-    return _deformable_attention(value.to(work), sides, locations.to(work), weights.to(work)).to(value.dtype)
+    return _attend(value.to(work), sides, locations.to(work), weights.to(work)).to(value.dtype)

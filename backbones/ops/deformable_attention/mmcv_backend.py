@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from backbones.ops.deformable_attention.levels import level_table
+from backbones.ops.deformable_attention.naive import naive_deformable_attention
 from backbones.ops.dispatch import import_refusal
 
 # Images that the kernel takes at once; it wants a divisor of the batch.
@@ -25,17 +27,29 @@ def refusal(device_type: str) -> str | None:
     return None
 
 
+def may_differ(device_type: str) -> str | None:
+    """Why two runs may give different bits."""
+    return "mmcv's kernel adds the gradients of values atomically"
+
+
 def mmcv_deformable_attention(
     value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
     """As `deformable_attention`; computes in at least fp32."""
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
+    if value.numel() == 0 or locations.numel() == 0:
+        # Their kernel divides by the number of images, and a launch of nothing is an error.
+        return naive_deformable_attention(value, shapes, locations, weights)
     work = torch.promote_types(value.dtype, torch.float32)
-    sides = torch.tensor(shapes, device=value.device)
-    starts = torch.cat((sides.new_zeros(1), sides.prod(1).cumsum(0)[:-1]))
+    table = level_table(shapes, value.device)
     at_once = next(n for n in range(min(IMAGES_AT_ONCE, len(value)), 0, -1) if len(value) % n == 0)
     out = MultiScaleDeformableAttnFunction.apply(
-        value.to(work), sides, starts, locations.to(work), weights.to(work), at_once
+        value.to(work),
+        table[:, :2].contiguous(),
+        table[:, 2].contiguous(),
+        locations.to(work),
+        weights.to(work),
+        at_once,
     )
     return out.to(value.dtype)
