@@ -1,4 +1,4 @@
-"""What launchers of kernels ask of a GPU: the one place that asks, so that a report without a GPU can answer instead."""
+"""What launchers of kernels ask of a GPU: the one place that asks, so that a report without one can answer instead."""
 
 import contextlib
 import functools

@@ -54,4 +54,3 @@ def test_pretended_gpus_nest_and_end_with_their_block():
             raise KeyError
         assert gpu.gpu_of(torch.device("cuda")) == gpu.gpu_of(torch.device("cpu")) == CARD
     assert gpu.gpu_of(torch.device("cpu")) == gpu.INTERPRETER
-

@@ -1,0 +1,156 @@
+"""Everything that is said of the kernels on one architecture, as plain data."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from backbones.kernel_report import calls
+from backbones.kernel_report.block import Trace, trace
+from backbones.kernel_report.cards import CARDS, Card
+from backbones.kernel_report.estimate import seconds
+from backbones.kernel_report.measure import Measured, measure_all
+from backbones.kernel_report.record import Launch, Step
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+BATCHES = (1, 2, 8)
+LENGTHS = (1024, 4705, 16384, 65536)
+_BATCH = 2
+Progress = Callable[[str], None]
+
+
+def report(
+    architecture: str,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    pattern: str = "",
+    with_block: bool = True,
+    with_sizes: bool = True,
+    workers: int = 1,
+    progress: Progress = lambda line: None,
+) -> dict[str, Any]:
+    """Compiles and counts what the operations launch at the published sizes.
+
+    Args:
+        architecture: A key of `cards.CARDS`.
+        dtypes: Keys of `DTYPES`.
+        pattern: Only kernels whose name has this in it.
+        with_block: Whether a Mamba block is followed, too, ours in ``dtypes`` and the released way.
+        with_sizes: Whether programs are counted at other sizes, too.
+        workers: Processes that compile.
+        progress: Told in words what is done.
+
+    Returns:
+        ``card``, ``left_out`` (operations without Triton kernels), ``kernels``, and as asked ``programs`` and
+        ``block``; bytes, seconds and counts.
+    """
+    card = CARDS[architecture]
+    served = [call for call in calls.CALLS if calls.has_kernels(call)]
+    recorded = []
+    for dtype in dtypes:
+        for call in served:
+            progress(f"{architecture}: {call.name}, {dtype}")
+            steps, elements = calls.record(call, card, _BATCH, calls.PUBLISHED_LENGTH, DTYPES[dtype])
+            recorded.append((call.name, dtype, elements, [s for s in steps if s.launch and pattern in s.launch.name]))
+    traces = []
+    if with_block:
+        traces = [trace(card, DTYPES[dtype]) for dtype in dtypes]
+        traces += [trace(card, dtype, released=True) for dtype in DTYPES.values()]
+    launches = [step.launch for *_, steps in recorded for step in steps]
+    launches += [step.launch for found in traces for step in found.steps if step.launch]
+    measured = measure_all(
+        launches,
+        card,
+        workers,
+        lambda done, of, name: progress(f"{architecture}: {done} of {of} compiled, {name}"),
+    )
+    found = {
+        "card": card.gpu.name,
+        "architecture": architecture,
+        "multiprocessors": card.gpu.multiprocessors,
+        "left_out": [call.name for call in calls.CALLS if not calls.has_kernels(call)],
+        "kernels": [row for each in recorded for row in _kernels(card, measured, *each)],
+    }
+    if with_sizes:
+        shown = [call for call in served if any(row["operation"] == call.name for row in found["kernels"])]
+        found["programs"] = _programs(card, shown, dtypes[0], pattern)
+    if with_block:
+        found["block"] = [_block(card, measured, each) for each in traces]
+    return found
+
+
+def _kernels(card: Card, measured: dict[str, Measured], call: str, dtype: str, elements: int, steps: list[Step]):
+    rows = []
+    for step, name in zip(steps, _labels([step.launch for step in steps])):
+        one = measured[step.launch.key]
+        binary, cost = one.binary, one.cost
+        rows.append(
+            {
+                "kernel": name,
+                "operation": call,
+                "dtype": dtype,
+                "registers": binary.registers,
+                "spill_bytes": binary.spill_bytes,
+                "stack_bytes": binary.stack_bytes,
+                "shared_bytes": binary.shared_bytes,
+                "warps": binary.warps,
+                "resident_warps": card.resident_warps(binary.registers, binary.shared_bytes, binary.warps),
+                "programs": step.launch.programs,
+                "instructions": cost.static_instructions,
+                "loops": [{"rounds": x.rounds, "instructions": x.instructions, "cycles": x.cycles} for x in cost.loops],
+                "guessed_loops": cost.guessed,
+                "thread_instructions_an_element": 32 * cost.instructions / elements,
+                "exponentials_an_element": cost.exponentials / elements,
+                "bytes_an_element": step.bytes / elements,
+                "bytes": step.bytes,
+                "seconds_at_least": seconds([step], card, measured, simulated=False),
+                "seconds_about": seconds([step], card, measured, simulated=True),
+            }
+        )
+    # A kernel that is launched twice in one way is one row.
+    return list({repr(row): row for row in rows}.values())
+
+
+def _labels(launches: Sequence[Launch]) -> list[str]:
+    """Names, with the constants that tell two versions of a kernel apart."""
+    versions = defaultdict(list)
+    for launch in launches:
+        if launch.constants not in versions[launch.name]:
+            versions[launch.name].append(launch.constants)
+    labels = []
+    for launch in launches:
+        differing = [
+            f"{list(launch.signature)[at[0]]}={value}"
+            for at, value in launch.constants.items()
+            if any(other.get(at) != value for other in versions[launch.name])
+        ]
+        labels.append(launch.name + (f" ({', '.join(differing)})" if differing else ""))
+    return labels
+
+
+def _programs(card: Card, served: list[calls.Call], dtype: str, pattern: str) -> list[dict[str, Any]]:
+    """Programs of each kernel at other sizes."""
+    rows: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for call in served:
+        for b in BATCHES:
+            for l in LENGTHS:
+                steps, _ = calls.record(call, card, b, l, DTYPES[dtype])
+                launches = [s.launch for s in steps if s.launch and pattern in s.launch.name]
+                for name, launch in zip(_labels(launches), launches):
+                    rows[call.name, name][f"{b}x{l}"] = launch.programs
+    return [{"operation": call, "kernel": name, "programs": sizes} for (call, name), sizes in rows.items()]
+
+
+def _block(card: Card, measured: dict[str, Measured], found: Trace) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "launches_forward": len(found.forward),
+        "launches_backward": len(found.backward),
+        "moved_bytes": found.moved_bytes,
+        "kept_bytes": found.kept_bytes,
+        "peak_bytes": found.peak_bytes,
+        "seconds_at_least": seconds(found.steps, card, measured, simulated=False),
+        "seconds_about": seconds(found.steps, card, measured, simulated=True),
+        "seconds_products": seconds([s for s in found.steps if s.flops], card, measured, simulated=True),
+        "steps": [step.name for step in found.steps],
+    }
