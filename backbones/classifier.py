@@ -70,9 +70,13 @@ class DefocusClassifier(nn.Module):
             target: What ``criterion`` takes beside logits: classes `(b,)`, or probabilities `(b, num_classes)`.
             criterion: Maps logits and target to a scalar.
         """
+        return self.loss_of_features(self.forward_features(x), target, criterion)
+
+    def loss_of_features(self, tokens: Tensor, target: Tensor, criterion: Callable = F.cross_entropy) -> Tensor:
+        """`loss` from what `forward_features` gives."""
         if not self.auxiliary_loss:
-            return criterion(self(x), target)
-        main, auxiliary = self.forward_heads(self.forward_features(x))
+            return criterion(self.head(tokens[:, -1]), target)
+        main, auxiliary = self.forward_heads(tokens)
         return (criterion(main, target) + criterion(auxiliary, target)) / 2
 
 
