@@ -4,7 +4,7 @@
     OUT/attention.png          what the tokens at the query cells look at
     OUT/gradient.png           where the gradient of the training loss arrives
     OUT/features.png           principal components of the tokens
-    OUT/erf.png                the pixels that the last tokens hang on
+    OUT/erf.png                the pixels that the query cells hang on
     OUT/scan_order.png         the order of reading, on the image
     OUT/in_scan_order.png      the maps in that order
     OUT/numbers.png, maps.md, maps.json    entropy, effective tokens, share of the top 1 %, distances, gradient
@@ -41,7 +41,7 @@ from PIL import Image
 
 from backbones.analysis import NetworkMaps, cut, measure, measuring
 from backbones.analysis.drawing import DPI, Named, pictures
-from backbones.analysis.maps import RUNS, map_layers
+from backbones.analysis.maps import layer_runs, map_layers
 from backbones.checkpoints import CheckpointError
 from backbones.integrations.frameworks import FrameworkError
 from backbones.integrations.networks import LoadedNetwork, load_network
@@ -76,7 +76,7 @@ SUMMARY = {
     "attention_top_share": "attention: share of the top 1 %, %",
     "gradient_effective_tokens": "gradient: effective tokens",
     "early_gradient_share": "gradient norm in the first third of the layers, %",
-    "erf_effective_share": "pixels: effective share of the image, %",
+    "erf_effective_share": "pixels of the last layer drawn: effective share of the image, %",
 }
 
 
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out.exists() and not options.out.is_dir():
             raise InputError(f"{options.out} is a file; give a folder")
         pixels = read_image(options.image, "give an image that Pillow reads")
-        loaded = [_load(options, "")]
+        loaded = [_load(options)]
         if options.against or options.against_model or options.against_config:
-            loaded.append(_load(options, "against_"))
+            loaded.append(_load(options, against=True))
         elif options.against_set:
             raise InputError("--against-set is for a second network: name it by --against, -model or -config")
         names = _names([network.about for network in loaded], options.names)
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         result = to_json(networks, options)
         _write(networks, result, options.out)
-    except (InputError, CheckpointError, FrameworkError, ValueError, TypeError, OSError) as error:
+    except (InputError, CheckpointError, FrameworkError, ValueError, OSError) as error:
         parser.error(str(error))
     print(to_markdown(result))
     print(f"wrote {options.out} in {time.perf_counter() - start:.0f} s")
@@ -131,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cells", type=_cell, nargs="+", metavar="ROW,COLUMN", default=[(0.25, 0.25), (0.5, 0.5), (0.75, 0.75)],
         help="query cells to draw, as fractions of height and width (default: 0.25,0.25 0.5,0.5 0.75,0.75)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--erf-layers", type=int, nargs="+", metavar="I", default=[-1],
+        help="layers whose field on the pixels is drawn (default: the last)",
     )  # fmt: skip
     parser.add_argument("--target", type=int, metavar="CLASS", help="class of the loss (default: the predicted one)")
     parser.add_argument("--mean", type=float, nargs="+", help="of each channel, 0 to 255 (default: the config's)")
@@ -192,21 +196,23 @@ def _cell(word: str) -> tuple[float, float]:
     return row, column
 
 
-def _load(options: argparse.Namespace, which: str) -> LoadedNetwork:
+def _load(options: argparse.Namespace, against: bool = False) -> LoadedNetwork:
+    """The first network, or with ``against`` the one that stands beside."""
     size = tuple(options.size) if options.size else None
     if size and min(size) < 1:
         raise InputError(f"--size takes a height and a width in pixels, got {size[0]} {size[1]}")
-    if not which:
-        return load_network(
-            options.checkpoint, options.model, options.config, network_settings(options), size, options.container,
-            options.prefix,
-        )  # fmt: skip
-    checkpoint, model, config = options.against, options.against_model, options.against_config
-    settings = parse_settings(options.against_set)
-    if model is None and config is None:
-        # Another checkpoint of the same network, as of before and after.
-        model, config, settings = options.model, options.config, network_settings(options) | settings
-    return load_network(checkpoint, model, config, settings, size)
+    own = (options.checkpoint, options.model, options.config, network_settings(options))
+    if against:
+        checkpoint, model, config = options.against, options.against_model, options.against_config
+        settings = parse_settings(options.against_set)
+        if model is None and config is None:
+            # Another checkpoint of the same network, as of before and after.
+            model, config, settings = *own[1:3], own[3] | settings
+        own = (checkpoint, model, config, settings)
+    try:
+        return load_network(*own, size, *(() if against else (options.container, options.prefix)))
+    except TypeError as error:
+        raise InputError(f"the network does not take these arguments: {error}") from error
 
 
 def _names(sources: Sequence[str], given: Sequence[str] | None) -> Sequence[str]:
@@ -232,10 +238,11 @@ def _look(loaded: LoadedNetwork, name: str, pixels: np.ndarray, options: argpars
     with measuring(model):
         network = cut(model, image)
         map_layers(len(network.layers), options.layers)
-        with start_progress(RUNS * len(network.layers), network.family, unit="layer") as bar:
+        total = layer_runs(len(network.layers), options.erf_layers)
+        with start_progress(total, network.family, unit="layer") as bar:
             maps = measure(
                 network, image, layers=options.layers, cells=options.cells, queries=options.queries,
-                target=options.target, tick=bar.update,
+                target=options.target, erf_layers=options.erf_layers, tick=bar.update,
             )  # fmt: skip
     return Named(name, picture, maps)
 
@@ -281,7 +288,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     header = ["mean over the layers, or of the network", *(network["name"] for network in result["networks"])]
     rows = []
     for key, heading in SUMMARY.items():
-        values = [network["summary"][key] for network in result["networks"]]
+        values = [network["summary"].get(key) for network in result["networks"]]
         if any(value is not None for value in values):
             rows.append([heading, *(_form(value, "share" in key) for value in values)])
     return "\n\n".join([*parts, "## In short", table(header, rows)]) + "\n"

@@ -21,7 +21,8 @@ DPI = 110
 HEAT = matplotlib.colormaps["inferno"]
 # A map's share of its pixels where it is 0 and where it is largest: the image must still be seen through it.
 OPACITY = (0.2, 0.85)
-LONGEST_MATRIX = 400
+# Points that a row of a picture can show: more, and single peaks fall between them.
+LONGEST_STRIP, LONGEST_MATRIX = 700, 130
 PANEL = 1.9
 TITLE = {"fontsize": 8, "color": "#333333"}
 
@@ -118,16 +119,17 @@ def draw_features(networks: Sequence[Named]) -> Figure:
 
 
 def draw_erf(networks: Sequence[Named]) -> Figure:
-    """The pixels that the last tokens at the query cells hang on, a row a network, a column a cell."""
+    """The pixels that a layer's tokens at the query cells hang on, a row a layer, a column a cell."""
     rows = []
     for item in networks:
-        panels, layout = [], item.maps.layers[-1].layer.after
-        for cell, field in zip(item.maps.cells, item.maps.erf, strict=True):
-            # As RepLKNet shows it: a logarithm, or single pixels are all that is seen.
-            shown = np.log10(field + 1e-3 * field.max() + 1e-30)
-            mark = _centre(layout, layout.token_at(*cell))
-            panels.append(Panel(f"query {cell[0]:g}, {cell[1]:g}", item.picture, shown - shown.min(), 1, mark))
-        rows.append((item.name, panels))
+        for index, fields in item.maps.erf.items():
+            layer, panels = item.maps.layers[index].layer, []
+            for cell, field in zip(item.maps.cells, fields, strict=True):
+                # As RepLKNet shows it: a logarithm, or single pixels are all that is seen.
+                shown = np.log10(field + 1e-3 * field.max() + 1e-30)
+                mark = _centre(layer.after, layer.after.token_at(*cell))
+                panels.append(Panel(f"query {cell[0]:g}, {cell[1]:g}", item.picture, shown - shown.min(), 1, mark))
+            rows.append((f"{item.name}\n{layer.name}", panels))
     return _draw_panels(rows, "Effective receptive field on the pixels", "three decades of a logarithm")
 
 
@@ -163,7 +165,11 @@ def _draw_panels(rows: Sequence[tuple[str, Sequence[Panel]]], title: str, unit: 
             _draw_panel(axes, panel)
     figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
     if any(panel.values.ndim == 2 for _, panels in rows for panel in panels):
-        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid, aspect=30, pad=0.01)
+        # Beside the first rows: one bar as tall as the figure would be all that is seen of it.
+        shrink = min(1.0, 2 / len(rows))
+        bar = figure.colorbar(
+            ScalarMappable(Normalize(0, 1), HEAT), ax=grid, aspect=25, pad=0.01, shrink=shrink, anchor=(0, 1)
+        )
         bar.ax.tick_params(labelsize=7)
         bar.set_label(unit, fontsize=7)
     return figure
@@ -234,7 +240,7 @@ def draw_in_scan_order(item: Named) -> Figure:
     parts = figure.subfigures(2, 1, height_ratios=[1.5 * len(strips), 2.4])
     for axes, (name, rows) in zip(np.ravel(parts[0].subplots(len(strips), 1)), strips.items(), strict=True):
         keys = layers[0].layer.before.image_tokens
-        values = np.stack([_shrink(row[keys] / max(row[keys].max(), 1e-30), 700) for row in rows])
+        values = np.stack([_shrink(row[keys] / max(row[keys].max(), 1e-30), LONGEST_STRIP) for row in rows])
         axes.imshow(values, cmap=HEAT, aspect="auto", extent=(0, len(keys), len(rows), 0), interpolation="nearest")
         axes.set_title(name, loc="left", **TITLE)
         axes.set_ylabel("layer", fontsize=7.5)
@@ -242,7 +248,9 @@ def draw_in_scan_order(item: Named) -> Figure:
         axes.tick_params(labelsize=7)
     for axes, found in zip(np.ravel(parts[1].subplots(1, len(drawn))), drawn, strict=True):
         keys = found.layer.before.image_tokens
-        _draw_matrix(axes, found.attention[:, keys], found.queries, len(found.queries) == len(keys))
+        # Queries and keys count alike: the tokens on the image, without those of padding.
+        queries = np.searchsorted(found.layer.after.image_tokens, found.queries)
+        _draw_matrix(axes, found.attention[:, keys], queries, len(queries) == len(keys))
         axes.set_title(found.layer.name, loc="left", **TITLE)
     figure.suptitle(f"{item.name}: in the order in which the tokens are read", fontsize=9.5, x=0.01, ha="left")
     return figure

@@ -13,8 +13,11 @@ from backbones.analysis import numbers
 from backbones.analysis.models import Layer, Layout, Network
 from backbones.analysis.recipes import gradient_maps, layer_inputs, pixel_erf, query_gradients, without_residual
 
-# How often `measure` runs each layer: forward, and once more for each of gradient, attention and pixels.
-RUNS = 4
+
+def layer_runs(depth: int, erf_layers: Sequence[int] = (-1,)) -> int:
+    """How often `measure` runs a layer: all for forward, gradient and attention, and those up to each of
+    ``erf_layers``."""
+    return 3 * depth + sum(index + 1 for index in map_layers(depth, erf_layers))
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class NetworkMaps:
         cells: Places on the image, as fractions of its height and width, that are drawn as queries.
         layers: All of them.
         drawn: Indices of those that are drawn.
-        erf: On the pixels, of the last tokens at ``cells``, `(cells, H, W)`.
+        erf: Index of a layer to the field on the pixels of its tokens at ``cells``, `(cells, H, W)`.
         summary: Numbers of the whole network.
     """
 
@@ -59,12 +62,13 @@ class NetworkMaps:
     cells: tuple[tuple[float, float], ...]
     layers: tuple[LayerMaps, ...]
     drawn: tuple[int, ...]
-    erf: np.ndarray
+    erf: dict[int, np.ndarray]
     summary: dict[str, float | None]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All maps by name, as they are: nothing is divided by its maximum."""
-        found = {"cells": np.asarray(self.cells), "erf": self.erf}
+        found = {"cells": np.asarray(self.cells)}
+        found |= {f"{self.layers[index].layer.name}/erf": field for index, field in self.erf.items()}
         for item in self.layers:
             before = item.layer.before
             found[f"{item.layer.name}/gradient"] = item.gradient
@@ -111,6 +115,7 @@ def measure(
     cells: Sequence[tuple[float, float]] = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75)),
     queries: int | None = 4,
     target: int | None = None,
+    erf_layers: Sequence[int] = (-1,),
     tick: Callable[[], object] = lambda: None,
 ) -> NetworkMaps:
     """Runs every recipe on every layer.
@@ -123,7 +128,8 @@ def measure(
             width.
         queries: Further queries of attention, an even grid of at most so many; None for all tokens on the image.
         target: The class whose loss is differentiated; None for the one that the network predicts.
-        tick: Called at each of the `RUNS` runs of each layer, to show progress.
+        erf_layers: Those whose field on the pixels is taken: indices, negative ones from the end.
+        tick: Called at each of the `layer_runs`, to show progress.
 
     Raises:
         ValueError: No such layer, no such class, a class without a head, a cell outside of the image.
@@ -131,7 +137,8 @@ def measure(
     outside = [cell for cell in cells if not all(0 <= part <= 1 for part in cell)]
     if outside:
         raise ValueError(f"a query cell is a row and a column as fractions, 0 to 1, of the image; got {outside[0]}")
-    drawn = map_layers(len(network.layers), layers)
+    drawn, last = map_layers(len(network.layers), layers), len(network.layers) - 1
+    erf_layers = map_layers(len(network.layers), erf_layers)
     counted = [replace(layer, run=_counted(layer.run, tick)) for layer in network.layers]
     functions = [layer.run for layer in counted]
     whole = [network.embed, *functions, network.finish]
@@ -158,8 +165,12 @@ def measure(
                 numbers=_numbers(layer, field, tokens, attention, gradients[index], reach),
             )
         )
-    last = network.layers[-1].after
-    erf = _array(pixel_erf(whole, [image, *inputs, end], [last.token_at(*cell) for cell in cells]))
+    erf = {}
+    for index in erf_layers:
+        # Image, embedding, the layers up to this one; the last one's tokens pass the final norm.
+        count = len(whole) if index == last else index + 2
+        queried = [network.layers[index].after.token_at(*cell) for cell in cells]
+        erf[index] = _array(pixel_erf(whole[:count], [image, *inputs, end][: count + 1], queried))
     return NetworkMaps(
         family=network.family,
         loss=words,
@@ -281,14 +292,15 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _summary(layers: Sequence[LayerMaps], norms: np.ndarray, erf: np.ndarray) -> dict[str, float | None]:
-    """Means over the layers, and what the whole network's gradient and pixels say."""
+def _summary(layers: Sequence[LayerMaps], norms: np.ndarray, erf: dict[int, np.ndarray]) -> dict[str, float | None]:
+    """Means over the layers, and what the whole network's gradient and the last field on the pixels say."""
     found: dict[str, float | None] = {}
     for recipe in ("receptive_field", "attention", "gradient"):
         for name in ("effective_tokens", "effective_share", "top_share"):
             values = [item.numbers[recipe][name] for item in layers if item.numbers[recipe] is not None]
             found[f"{recipe}_{name}"] = _number(numbers.mean([np.nan if v is None else v for v in values]))
-    pixels = erf.reshape(len(erf), -1)
     found["early_gradient_share"] = _number(numbers.early_share(norms))
-    found["erf_effective_share"] = _number(numbers.mean(numbers.effective_tokens(pixels) / pixels.shape[-1]))
+    if erf:
+        pixels = erf[max(erf)].reshape(len(erf[max(erf)]), -1)
+        found["erf_effective_share"] = _number(numbers.mean(numbers.effective_tokens(pixels) / pixels.shape[-1]))
     return found

@@ -193,7 +193,15 @@ def _timm_model(
     form = get_pretrained_cfg(name)
     if form.fixed_input_size and size is not None:
         settings = {"img_size": tuple(size)} | settings
-    model = timm.create_model(name, checkpoint_path=str(checkpoint or ""), **settings).eval()
+    if checkpoint is not None:
+        # As timm's own weights: what a model renames or resamples, such as positions of another size, is done for it.
+        overlay = dict(file=str(checkpoint), num_classes=settings.get("num_classes", form.num_classes))
+        settings = settings | dict(pretrained=True, pretrained_cfg_overlay=overlay)
+    try:
+        model = timm.create_model(name, **settings).eval()
+    except (RuntimeError, KeyError) as error:
+        reason = (str(error).splitlines() or [""])[-1].strip()
+        raise CheckpointError(f"checkpoint {checkpoint} does not fit timm's {name}: {reason}") from error
     mean, std = (tuple(255 * part for part in parts) for parts in (form.mean, form.std))
     if form.fixed_input_size and size is None:
         size = form.input_size[-2:]

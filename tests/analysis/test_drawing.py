@@ -80,6 +80,7 @@ def test_maps_in_scan_order(shifted):
     field, gradient, first, _ = (axes.images[0].get_array() for axes in figure.axes)
     assert field.shape == (2, 16) and field[0].argmax() == 13 and gradient.shape == (2, 16)
     queries = shifted.maps.layers[0].queries
+    assert [label.get_text() for label in figure.axes[2].get_yticklabels()] == [str(query) for query in queries]
     assert [row.argmax() for row in first if row.any()] == [query - 3 for query in queries if query >= 3]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backbones.analysis import Layer, Network, cut, layer_inputs, map_layers, measure, measuring, query_gradients
-from backbones.analysis.maps import RUNS
+from backbones.analysis.maps import layer_runs
 from backbones.analysis.models import sequence_layout
 from backbones.classifier import CLASSIFIERS
 from backbones.defocus import FAMILIES
@@ -108,7 +108,7 @@ def test_maps_are_those_of_the_recipes(family):
         inputs = layer_inputs([layer.run for layer in network.layers], network.embed(image))
         weights = [query_gradients(layer.run, x, range(49)).numpy() for layer, x in zip(network.layers, inputs)]
         features = model.forward_maps(image, (1,))[0]
-    assert len(ticks) == RUNS * len(found.layers) and found.drawn == (1,)
+    assert len(ticks) == layer_runs(2) == 8 and found.drawn == (1,)
     assert found.loss == "training loss for class 3"
     for layer, truth in zip(found.layers, weights, strict=True):
         np.testing.assert_allclose(layer.receptive_field, truth[48], rtol=1e-3, atol=1e-5 * truth[48].max())
@@ -137,13 +137,15 @@ def test_pixels_of_the_whole_network(family):
     model = FAMILIES[family](TINY[family], section_size=32)
     image = torch.randn(1, 3, 40, 50)
     with measuring(model):
-        found = measure(cut(model, image), image, cells=[(0.0, 0.0), (0.9, 0.1)])
-        pixels = image.clone().requires_grad_()
-        model(pixels)[0][0, :, 2, 0].clamp_min(0).sum().backward()
-    truth = pixels.grad[0].clamp_min(0).sum(0)
-    np.testing.assert_allclose(found.erf[1], truth, rtol=1e-3, atol=1e-5 * truth.max())
+        found = measure(cut(model, image), image, cells=[(0.0, 0.0), (0.9, 0.1)], erf_layers=[0, -1])
+        for layer in (0, 1):
+            pixels = image.clone().requires_grad_()
+            model.forward_maps(pixels, (layer,))[0][0, :, 2, 0].clamp_min(0).sum().backward()
+            truth = pixels.grad[0].clamp_min(0).sum(0)
+            np.testing.assert_allclose(found.erf[layer][1], truth, rtol=1e-3, atol=1e-5 * truth.max())
     # The first token of a causal network has seen its own patch alone.
-    assert found.erf[0, :16, :16].any() and not found.erf[0, 16:].any() and not found.erf[0, :, 16:].any()
+    first = found.erf[1][0]
+    assert first[:16, :16].any() and not first[16:].any() and not first[:, 16:].any()
 
 
 def test_arrays_have_names_and_numbers_fit_into_json():
@@ -153,7 +155,11 @@ def test_arrays_have_names_and_numbers_fit_into_json():
         "layer0/gradient", "layer0/grid", "layer0/token_cells", "layer0/receptive_field",
     }  # fmt: skip
     assert arrays["layer1/attention"].shape == (1, 9) and arrays["layer1/queries"].tolist() == [2 + 1]
-    assert arrays["layer1/grid"].tolist() == [2, 3, 16] and arrays["erf"].shape == (1, 8, 8)
+    assert (
+        arrays["layer1/grid"].tolist() == [2, 3, 16]
+        and "layer0/erf" not in arrays
+        and arrays["layer1/erf"].shape == (1, 8, 8)
+    )
     json.dumps([layer.numbers for layer in found.layers] + [found.summary], allow_nan=False)
 
 

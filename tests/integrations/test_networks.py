@@ -31,8 +31,7 @@ def test_the_file_tells_the_backbone_of_a_detector(tmp_path, family, before):
     assert_same_bits(loaded.model.state_dict(), truth.state_dict())
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
-@pytest.mark.parametrize("before", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("head, before", [("linear", ""), ("mlp", "module."), ("linear", "_orig_mod.")])
 def test_a_classifier_keeps_its_heads(tmp_path, family, head, before):
     truth = CLASSIFIERS[family](TINY[family], num_classes=7, head=head)
     torch.save({"model": {before + name: value for name, value in truth.state_dict().items()}}, tmp_path / "cls.pth")
@@ -97,12 +96,16 @@ def test_the_net_of_an_adapted_backbone(tmp_path):
 def test_a_model_of_timm(tmp_path):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     sizes = dict(embed_dim=48, depth=1, num_heads=3, num_classes=4)
-    truth = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), **sizes)
+    truth = timm.create_model("vit_tiny_patch16_224", img_size=(48, 48), **sizes)
     torch.save(truth.state_dict(), tmp_path / "vit.pth")
-    loaded = load_network(tmp_path / "vit.pth", "vit_tiny_patch16_224", settings=sizes, size=(32, 48))
+    loaded = load_network(tmp_path / "vit.pth", "vit_tiny_patch16_224", settings=sizes, size=(48, 48))
     assert_same_bits(loaded.model.state_dict(), truth.state_dict())
     # This ViT was trained on -1 to 1.
-    assert loaded.size == (32, 48) and loaded.trained and loaded.mean == loaded.std == (127.5,) * 3
+    assert loaded.size == (48, 48) and loaded.trained and loaded.mean == loaded.std == (127.5,) * 3
+    larger = load_network(tmp_path / "vit.pth", "vit_tiny_patch16_224", settings=sizes, size=(64, 64)).model
+    assert larger.pos_embed.shape == (1, 17, 48) and torch.equal(larger.head.weight, truth.head.weight)
+    with pytest.raises(CheckpointError, match=r"vit\.pth does not fit timm's resnet10t"):
+        load_network(tmp_path / "vit.pth", "resnet10t")
     fixed = load_network(model="vit_tiny_patch16_224", settings=sizes)
     assert fixed.size == (224, 224) and fixed.about == "vit_tiny_patch16_224, random weights"
     assert load_network(model="resnet10t").size is None

@@ -33,14 +33,14 @@ def save(folder, family, scale=1.0, **settings):
 
 
 @pytest.fixture
-def one_picture(monkeypatch):
-    """Draws the histograms only: the time goes into drawing."""
-    for name in ("draw_passbands", "draw_by_layer"):
+def blank_pictures(monkeypatch):
+    """Draws nothing: the time goes into drawing, and one test that does it is enough."""
+    for name in ("draw_passbands", "draw_by_layer", "draw_histograms"):
         monkeypatch.setattr(load_tool("filters"), name, lambda filters, *layers: new_figure(1, 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_before_and_after_training(tmp_path, capsys, one_picture, family):
+def test_before_and_after_training(tmp_path, capsys, blank_pictures, family):
     weights = save(tmp_path, family, scale=3.0)
     assert run(tmp_path, "--checkpoint", tmp_path / "det.pth", "--delta-scale", 2) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
@@ -61,7 +61,7 @@ def test_before_and_after_training(tmp_path, capsys, one_picture, family):
     assert text in capsys.readouterr().out and "before, blocks.0" in text and "3 · 3 · 3" in text
 
 
-def test_an_earlier_checkpoint(tmp_path, one_picture):
+def test_an_earlier_checkpoint(tmp_path, blank_pictures):
     save(tmp_path, "DefocusViT", scale=2.0)
     (tmp_path / "det.pth").rename(tmp_path / "early.pth")
     save(tmp_path, "DefocusViT", scale=6.0)
@@ -78,7 +78,7 @@ def test_a_network_without_decay(tmp_path):
     assert "before" not in found and found["after"][0]["half_life"] == [None] * 3
 
 
-def test_the_scales_of_a_config(tmp_path, one_picture):
+def test_the_scales_of_a_config(tmp_path, blank_pictures):
     pytest.importorskip("mmengine", reason="mmengine is not installed")
     weights = save(tmp_path, "DefocusMamba")
     (tmp_path / "config.py").write_text(

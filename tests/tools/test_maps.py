@@ -83,7 +83,10 @@ def test_of_a_detector_by_its_config_beside_another_checkpoint(folder):
         weights = FAMILIES["DefocusMamba"](arch, patch_size=8).state_dict()
         torch.save({"state_dict": {f"backbone.{k}": v for k, v in weights.items()}}, folder / f"{name}.pth")
     words = ["--checkpoint", folder / "after.pth", "--config", config, "--set", f"arch={arch}"]
-    assert run(folder, *words, "--against", folder / "before.pth", "--size", 40, 48, "--layers", 0) == 0
+    assert (
+        run(folder, *words, "--against", folder / "before.pth", "--size", 40, 48, "--layers", 0, "--cells", "0.5,0.5")
+        == 0
+    )
     both = {"scan_order-2.png", "in_scan_order-2.png", "maps-2.npz"}
     assert {path.name for path in (folder / "out").iterdir()} == PICTURES | IN_ORDER | NUMBERS | both
     networks = json.loads((folder / "out/maps.json").read_text())["networks"]
