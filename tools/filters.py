@@ -28,7 +28,7 @@ import numpy as np
 from torch import Tensor
 
 from backbones.analysis import LayerFilters, initial_filters, learned_filters, map_layers
-from backbones.analysis.drawing import DPI
+from backbones.analysis.figures import DPI
 from backbones.analysis.filter_drawing import draw_by_layer, draw_histograms, draw_passbands
 from backbones.checkpoints import CheckpointError, backbone_from_checkpoint, check_finite, read_checkpoint, weights_of
 from backbones.integrations.frameworks import FrameworkError

@@ -40,7 +40,8 @@ import torch
 from PIL import Image
 
 from backbones.analysis import NetworkMaps, cut, measure, measuring
-from backbones.analysis.drawing import DPI, Named, pictures
+from backbones.analysis.drawing import pictures
+from backbones.analysis.figures import DPI, Named
 from backbones.analysis.maps import layer_runs, map_layers
 from backbones.checkpoints import CheckpointError
 from backbones.integrations.frameworks import FrameworkError

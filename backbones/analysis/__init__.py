@@ -1,4 +1,7 @@
-"""What networks look at: the paper's maps, their numbers, and the learned filters; the pictures are in `drawing`."""
+"""What networks look at: the paper's maps, their numbers, and the learned filters.
+
+Pictures are in `drawing`, `order_drawing` and `filter_drawing`, which need matplotlib.
+"""
 
 from backbones.analysis.filters import LayerFilters, initial_filters, learned_filters
 from backbones.analysis.maps import LayerMaps, NetworkMaps, map_layers, measure

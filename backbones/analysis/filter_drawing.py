@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from backbones.analysis.drawing import TITLE, new_figure
+from backbones.analysis.figures import TITLE, new_figure
 from backbones.analysis.filters import LayerFilters
 
 COLORS = {"before": "#888888", "after": "tab:blue"}

@@ -1,5 +1,6 @@
 """Pictures: what lies where, and in which order."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,20 +11,12 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from matplotlib.collections import LineCollection
 
 from backbones.analysis import measure
-from backbones.analysis.drawing import (
-    Named,
-    _shrink,
-    draw_attention,
-    draw_in_scan_order,
-    draw_numbers,
-    draw_receptive_fields,
-    draw_scan_order,
-    pictures,
-    stretch_colors,
-)
+from backbones.analysis.drawing import draw_attention, draw_numbers, draw_receptive_fields, pictures, stretch_colors
+from backbones.analysis.figures import Named
 from backbones.analysis.filter_drawing import draw_by_layer, draw_histograms, draw_passbands
 from backbones.analysis.filters import LayerFilters
 from backbones.analysis.models import sequence_layout
+from backbones.analysis.order_drawing import _shrink, draw_in_scan_order, draw_scan_order
 from backbones.layers.scan_order import TokenGrid, to_sequence
 from tests.analysis.test_maps import IMAGE, PLAIN, network_of, shift
 
@@ -88,6 +81,14 @@ def test_numbers_by_layer(shifted):
     axes = draw_numbers([shifted, shifted]).axes
     assert [len(panel.lines) for panel in axes] == [2] * 6
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [1, 1])
+
+
+def test_a_number_that_has_no_meaning_says_so(shifted):
+    layers = [replace(layer, numbers=layer.numbers | {"receptive_field": None}) for layer in shifted.maps.layers]
+    without = replace(shifted, maps=replace(shifted.maps, layers=tuple(layers)))
+    axes = draw_numbers([without]).axes
+    assert [len(panel.texts) for panel in axes] == [1, 1, 0, 0, 0, 0]
+    assert draw_receptive_fields([replace(shifted, maps=replace(shifted.maps, drawn=()))]) is None
 
 
 def test_two_networks_stand_side_by_side(shifted):

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from backbones.analysis import learned_filters
-from backbones.analysis.drawing import new_figure
+from backbones.analysis.figures import new_figure
 from backbones.defocus import FAMILIES
 from tests.test_families import TINY
 from tests.testing import load_tool
