@@ -234,8 +234,13 @@ def _look(loaded: LoadedNetwork, name: str, pixels: np.ndarray, options: argpars
     mean, std = (torch.tensor(given or own) for given, own in ((options.mean, loaded.mean), (options.std, loaded.std)))
     if len(mean) != 3 or len(std) != 3 or (std <= 0).any():
         raise InputError("--mean and --std take three numbers each, for red, green and blue, those of --std above 0")
-    image = ((torch.tensor(picture, dtype=torch.float32) - mean) / std).permute(2, 0, 1)[None].to(options.device)
-    model = loaded.model.to(options.device)
+    image = ((torch.tensor(picture, dtype=torch.float32) - mean) / std).permute(2, 0, 1)[None]
+    try:
+        image, model = image.to(options.device), loaded.model.to(options.device)
+    # What a device that is not there raises hangs on how torch was built.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {options.device} cannot be used here: {reason}") from error
     with measuring(model):
         network = cut(model, image)
         map_layers(len(network.layers), options.layers)

@@ -122,5 +122,6 @@ def test_what_is_refused(folder, capsys):
     assert "two fractions" in refusal(capsys, folder, *tiny, "--cells", "1")
     assert "--against-set is for a second network" in refusal(capsys, folder, *tiny, "--against-set", "a=1")
     assert "three numbers each" in refusal(capsys, folder, *tiny, "--std", "1", "2", "0")
+    assert "--device nowhere cannot be used here" in refusal(capsys, folder, *tiny, "--device", "nowhere")
     (folder / "image.png").write_bytes(b"no image")
     assert "cannot be read as an image" in refusal(capsys, folder, *tiny)
