@@ -66,8 +66,12 @@ def is_definition(backend: Backend) -> bool:
 
 
 def describe(size: Size) -> str:
-    """A size in words: ``b 1, l 4705``."""
-    return ", ".join(f"{name} {value}".replace("), (", " ").strip() for name, value in size.items())
+    """A size in words: ``b 1, l 4705``, ``maps 5×7 3×4``."""
+    return ", ".join(f"{name} {_in_words(value)}" for name, value in size.items())
+
+
+def _in_words(value: Any) -> str:
+    return " ".join(f"{h}×{w}" for h, w in value) if isinstance(value, tuple) else str(value)
 
 
 def scan_inputs(size: Size, generator: Generator) -> dict[str, Tensor]:

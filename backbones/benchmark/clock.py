@@ -5,6 +5,7 @@ before a run.
 """
 
 import contextlib
+import ctypes
 import gc
 import math
 import platform
@@ -36,7 +37,7 @@ class Row:
 
 
 def measure(rows: Sequence[Row], repeats: int, device: str, seconds: float = math.inf) -> None:
-    """Runs the rows in turns, once to warm up and then for the clock. What is done shows on standard error.
+    """Runs the rows in turns, once to warm up and then for the clock. What is done shows where somebody looks.
 
     Args:
         rows: What is timed; their figures are filled in.
@@ -58,8 +59,28 @@ def measure(rows: Sequence[Row], repeats: int, device: str, seconds: float = mat
             row.peak_bytes = max(row.peak_bytes, _peak(device) - before)
             if turn:
                 row.seconds.append(elapsed)
-            print(f"\r  {turn}/{repeats} {row.name:<40}", end="", flush=True, file=sys.stderr)
-    print("\r" + " " * 60 + "\r", end="", flush=True, file=sys.stderr)
+            _show(f"\r  {turn}/{repeats} {row.name:<40}")
+    _show("\r" + " " * 60 + "\r")
+
+
+def _show(text: str) -> None:
+    """Writes to standard error where that is a terminal: a line that comes back to its beginning is none in a file."""
+    if sys.stderr.isatty():
+        print(text, end="", flush=True, file=sys.stderr)
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """The most memory that one run takes above what was there, free memory that the process holds not counted.
+
+    Not for the clock: on a CPU each page is then faulted in anew.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    before = _reset_peak(device)
+    run()
+    _synchronise(device)
+    return _peak(device) - before
 
 
 def _synchronise(device: str) -> None:

@@ -121,9 +121,11 @@ def examine(case: Case, device: str, say: Callable[[str], None]) -> Iterator[Che
     Raises:
         LostDevice: A backend has left the GPU unusable; its check came before.
     """
-    for size in case.small:
+    for number, size in enumerate(case.small):
+        # Another dtype compiles all kernels of a GPU again.
+        dtypes = ("fp32",) if number else tuple(DTYPES)
         second = ("cuda:1",) if device == "cuda" and torch.cuda.device_count() > 1 else ()
-        yield from _examine_size(case, size, device, "cpu", tuple(DTYPES), say, second)
+        yield from _examine_size(case, size, device, "cpu", dtypes, say, second)
     dtypes = ("fp32", "bf16") if device == "cuda" else ("fp32",)
     yield from _examine_size(case, case.published[device], device, device, dtypes, say, large=True)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from backbones.benchmark.cases import Case, describe, is_definition
-from backbones.benchmark.clock import Row, measure
+from backbones.benchmark.clock import Row, measure, peak_bytes
 from backbones.doctor.checks import DTYPES, runnable
 from backbones.doctor.records import Speed, in_words
 
@@ -40,17 +40,25 @@ def time_backends(case: Case, device: str, without: Collection[str], say: Callab
                 continue
             speed = Speed(case.operation.name, backend.name, device, describe(size), dtype)
             speeds.append(speed)
-            forward, both = _runs(case, size, leaves, backend.name)
             try:
-                # What cannot run is found before the turns begin.
+                forward, both = _runs(case, size, leaves, backend.name)
+                # Before the turns begin, so that what cannot run is in none.
                 both()
+                speed.peak_bytes = peak_bytes(both, device)
             except Exception as error:
                 speed.failure = in_words(error)
                 continue
             rows[backend.name] = (speed, Row(f"{backend.name} forward", forward), Row(f"{backend.name} both", both))
-        measure([row for _, *pair in rows.values() for row in pair], TURNS[device], device, SECONDS)
+        failure = ""
+        try:
+            measure([row for _, *pair in rows.values() for row in pair], TURNS[device], device, SECONDS)
+        except Exception as error:
+            failure = in_words(error)
         for speed, forward, both in rows.values():
-            speed.forward, speed.both, speed.peak_bytes = forward.median, both.median, both.peak_bytes
+            if forward.seconds and both.seconds:
+                speed.forward, speed.both = forward.median, both.median
+            else:
+                speed.failure = failure
     return speeds
 
 

@@ -57,7 +57,7 @@ def describe_machine(say: Callable[[str], None]) -> tuple[dict[str, str], list[F
             findings.append(Finding("note", f"{title} is installed and broken: {facts[title]}", "reinstall it"))
     facts["processor"] = f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     facts |= _gpus()
-    say("the C++ compiler")
+    say("the C++ compiler, which builds the CPU kernels once: about 20 seconds")
     facts["C++ compiler"], finding = _compiler()
     findings += finding
     facts["nvcc"] = shutil.which("nvcc") or "none: nothing here needs it"

@@ -57,3 +57,4 @@ def test_points_keep_away_from_where_their_gradient_jumps():
 
 def test_sizes_in_words():
     assert describe(dict(b=1, l=4705, causal=True)) == "b 1, l 4705, causal True"
+    assert describe(dict(points=4, maps=((5, 7), (3, 4)))) == "points 4, maps 5×7 3×4"

@@ -52,6 +52,15 @@ def test_peak_memory_is_what_a_run_takes_above_what_was_there():
     assert 60 < row.peak_bytes / 2**20 < 120 and before.numel()
 
 
+def test_peak_memory_counts_what_was_freed_and_kept():
+    def run():
+        # Blocks below glibc's threshold: freed, they stay with the process.
+        return [torch.ones(4 << 10) for _ in range(1 << 10)]
+
+    for _ in range(2):
+        assert 12 < clock.peak_bytes(run, "cpu") / 2**20 < 40
+
+
 ROWS = [Row("reference", None, [0.008], 3 * 2**20), Row("cpu", None, [0.002, 0.001, 0.004], 2**20)]
 
 

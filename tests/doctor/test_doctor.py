@@ -142,6 +142,30 @@ def test_bits_that_may_differ_by_the_backends_own_word_are_no_fault(break_backen
     assert "differ: sums on cpu come in any order" in to_markdown(result)
 
 
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_what_fails_only_when_it_is_timed_is_found_too(break_backend, after):
+    def without_gradients(run):
+        calls = itertools.count()
+
+        def fail(*arguments):
+            if not torch.is_grad_enabled() and not arguments[0].is_meta and next(calls) >= after:
+                raise MemoryError("no room")
+            return run(*arguments)
+
+        return fail
+
+    break_backend(without_gradients)
+    result = found()
+    if after == 3:
+        # One forward before the turns, two in them.
+        assert result.status == 0
+        return
+    (finding,) = result.findings
+    assert result.status == 1 and "the backend torch is wrong on cpu" in finding.message
+    assert finding.message.endswith("raised MemoryError: no room where it was timed")
+    assert result.speeds[0].both is None and "**raised** MemoryError: no room" in to_markdown(result)
+
+
 def test_a_definition_that_fails_is_a_finding_too(monkeypatch):
     broken = replace(RETENTION.backends["reference"], run=raising(None))
     monkeypatch.setitem(RETENTION.backends, "reference", broken)

@@ -269,6 +269,11 @@ def test_kernels_on_a_gpu(dtype):
     check([value.to(dtype), *rest], device="cuda", tolerance=tolerance)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2 or INTERPRETED, reason="needs two CUDA GPUs, and the interpreter off")
+def test_kernels_on_a_gpu_that_is_not_the_current_one():
+    check(inputs(2, 30, 8, 32, 4), device="cuda:1", tolerance=2e-4)
+
+
 @on_gpu
 def test_kernels_in_the_sizes_of_dino_repeat_bit_by_bit_and_wait_for_nothing():
     tensors = inputs(2, sum(h * w for h, w in DINO_MAPS), 8, 32, 4, DINO_MAPS)
