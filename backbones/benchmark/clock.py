@@ -51,6 +51,8 @@ def measure(rows: Sequence[Row], repeats: int, device: str, seconds: float = mat
             break
         for row in rows:
             gc.collect()
+            if not turn:
+                _give_back_memory()
             before = _reset_peak(device)
             start = time.perf_counter()
             row.run()
@@ -69,18 +71,10 @@ def _show(text: str) -> None:
         print(text, end="", flush=True, file=sys.stderr)
 
 
-def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """The most memory that one run takes above what was there, free memory that the process holds not counted.
-
-    Not for the clock: on a CPU each page is then faulted in anew.
-    """
-    gc.collect()
+def _give_back_memory() -> None:
+    """Returns to the system what the process has freed and still holds: using it again would count as no memory."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    before = _reset_peak(device)
-    run()
-    _synchronise(device)
-    return _peak(device) - before
 
 
 def _synchronise(device: str) -> None:

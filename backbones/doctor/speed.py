@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from backbones.benchmark.cases import Case, describe, is_definition
-from backbones.benchmark.clock import Row, measure, peak_bytes
+from backbones.benchmark.clock import Row, measure
 from backbones.doctor.checks import DTYPES, runnable
 from backbones.doctor.records import Speed, in_words
 
@@ -44,7 +44,6 @@ def time_backends(case: Case, device: str, without: Collection[str], say: Callab
                 forward, both = _runs(case, size, leaves, backend.name)
                 # Before the turns begin, so that what cannot run is in none.
                 both()
-                speed.peak_bytes = peak_bytes(both, device)
             except Exception as error:
                 speed.failure = in_words(error)
                 continue
@@ -56,7 +55,7 @@ def time_backends(case: Case, device: str, without: Collection[str], say: Callab
             failure = in_words(error)
         for speed, forward, both in rows.values():
             if forward.seconds and both.seconds:
-                speed.forward, speed.both = forward.median, both.median
+                speed.forward, speed.both, speed.peak_bytes = forward.median, both.median, both.peak_bytes
             else:
                 speed.failure = failure
     return speeds
