@@ -34,6 +34,7 @@ def followed() -> Iterator[None]:
         if differentiable is not None:
             node = differentiable.grad_fn
             node.outputs = [(tuple(x.shape), x.dtype, x.device) for x in outputs]
+            node.from_tensor = [isinstance(x, Tensor) for x in args]
             # A node written in Python lives as long as a node that leads to it; this one is there for that alone.
             with torch.enable_grad():
                 node.owner = differentiable.view_as(differentiable).grad_fn
@@ -99,7 +100,8 @@ def _edges(root: Any) -> Counter:
 
 
 def _call(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-    if not isinstance(node, BackwardCFunction):
+    own = isinstance(node, BackwardCFunction)
+    if not own:
         results = node(*(given.get(i) for i in range(len(node._input_metadata))))
     else:
         takes_none = getattr(node, "takes_none", False)
@@ -109,7 +111,9 @@ def _call(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
                 for i, (shape, dtype, device) in enumerate(node.outputs)
             )
         )
-    return results if isinstance(results, tuple) else (results,)
+    results = results if isinstance(results, tuple) else (results,)
+    # There are edges to tensors only.
+    return tuple(itertools.compress(results, node.from_tensor)) if own else results
 
 
 def _add(given: dict[int, Tensor], slot: int, grad: Tensor) -> None:

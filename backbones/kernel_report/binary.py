@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def compile_launch(launch: Launch, capability: int) -> Binary:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     except Exception as error:
         raise RuntimeError(f"{launch.name} does not compile for sm_{capability}: {error}") from error
-    frame, spill_stores, spill_loads, registers = _sizes(_ptxas_log(compiled, capability))
+    frame, spill_stores, spill_loads, registers = _sizes(
+        _kept(compiled, "ptxas.log", lambda: _ptxas_log(compiled, capability))
+    )
     return Binary(
         registers=registers,
         stack_bytes=frame,
@@ -72,7 +75,7 @@ def compile_launch(launch: Launch, capability: int) -> Binary:
         shared_bytes=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         ptx=compiled.asm["ptx"],
-        sass=_disassembled(compiled.asm["cubin"]),
+        sass=_kept(compiled, "cuobjdump.sass", lambda: _disassembled(compiled.asm["cubin"])),
     )
 
 
@@ -83,23 +86,29 @@ def _sizes(log: str) -> tuple[int, int, int, int]:
     return (*map(int, frame.groups()), int(registers[1]))
 
 
-def _ptxas_log(compiled: Any, capability: int) -> str:
-    """What ``ptxas -v`` says; Triton throws it away, so it is asked once more and the answer kept beside the kernel."""
-    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+def _kept(compiled: Any, name: str, make: Callable[[], str]) -> str:
+    """What ``make`` says, kept beside the kernel in Triton's cache."""
     from triton.runtime.cache import get_cache_manager
 
     cache = get_cache_manager(compiled.hash)
-    kept = cache.get_file("ptxas.log")
-    if kept is not None:
-        return Path(kept).read_text()
+    file = cache.get_file(name)
+    if file is not None:
+        return Path(file).read_text()
+    text = make()
+    cache.put(text, name, binary=False)
+    return text
+
+
+def _ptxas_log(compiled: Any, capability: int) -> str:
+    """What ``ptxas -v`` says; Triton throws it away, so it is asked once more."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(compiled.asm["ptx"])
         flags = ["-v", "-lineinfo", f"--gpu-name={sm_arch_from_capability(capability)}"]
         command = [get_ptxas(capability).path, *flags, str(source), "-o", str(Path(folder, "kernel.cubin"))]
-        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    cache.put(log, "ptxas.log", binary=False)
-    return log
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def _disassembled(cubin: bytes) -> str:

@@ -26,7 +26,7 @@ ASSUMPTIONS = (
     "µs ≈ and ms ≈ are simulated in order by the stall counts and scoreboards of the machine code, for as many warps "
     "of a scheduler as fit: a result of memory takes 500 cycles, of shared memory 33, of a shuffle 30, of a special "
     "function or barrier 40. Warps of a program do not wait for each other. Perhaps 30 % off.",
-    "Loops are counted by following the PTX of five programs spread over the grid; branches that depend on data skip.",
+    "Loops are counted by following the PTX of seven programs spread over the grid; branches that depend on data skip.",
     f"Products reach {PRODUCT_SHARE['bfloat16']:.0%} of the data sheet in bf16 and {PRODUCT_SHARE['float32']:.0%} in "
     "fp32, without TF32.",
     f"A kernel takes at least {LEAST_SECONDS * 1e6} µs; PyTorch's own passes are bound by memory.",

@@ -12,8 +12,8 @@ from backbones.kernel_report.binary import Binary, compile_launch
 from backbones.kernel_report.cards import SCHEDULERS, Card
 from backbones.kernel_report.record import Launch
 
-# Programs whose loops are followed; they are spread evenly over the grid.
-_SAMPLES = 5
+# Programs whose loops are followed; a prime number, so that each axis of the grid is covered evenly.
+_SAMPLES = 7
 # A loop of the machine code is one of the PTX if their counts of instructions differ by less.
 _LIKENESS = 0.35
 # Rounds of a loop that are simulated.
@@ -141,11 +141,13 @@ def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
 
 def _mean_visits(blocks: Sequence[ptx.Block], launch: Launch) -> list[float]:
     values = {f"param_{i}": value for i, value in enumerate(launch.values.values())}
-    programs = launch.programs
-    chosen = sorted({(2 * i + 1) * programs // (2 * _SAMPLES) for i in range(_SAMPLES)}) if programs else []
-    x, y, _ = launch.grid
-    runs = [ptx.counts(blocks, values, (p % x, p // x % y, p // (x * y)), launch.grid) for p in chosen]
-    return [sum(column) / len(runs) for column in zip(*runs)] if runs else [0.0] * len(blocks)
+    # Spread along each axis by itself, in another order on each: what a program does may depend on any of them.
+    places = [[(a * i + a // 2) % _SAMPLES for i in range(_SAMPLES)] for a in (1, 2, 3)]
+    chosen = {
+        tuple((2 * place + 1) * size // (2 * _SAMPLES) for place, size in zip(each, launch.grid))
+        for each in zip(*places)
+    }
+    return ptx.counts(blocks, values, sorted(chosen), launch.grid)
 
 
 def _rounds(found, blocks, visits):

@@ -7,7 +7,7 @@ not if it leads back.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Kinds of instructions that ptxas neither adds nor removes, so that loops can be told by them.
@@ -41,7 +41,7 @@ class Block:
         label: Where branches to it point, or None.
         code: ``(predicate or None, negated, operation, operands)``.
         kinds: How many instructions of each of `KINDS` are there, and of all.
-        mma: Operations of its matrix products, by one warp.
+        mma: Operations of its matrix products, by one warp; those in TF32 count twice.
     """
 
     label: str | None
@@ -86,7 +86,8 @@ def _product(operation: str) -> int:
     if not found:
         return 0
     m, n, k = map(int, found.groups())
-    return 2 * m * n * k // (4 if operation.startswith("wgmma") else 1)
+    # Two products of 16 bits in the time of one in TF32.
+    return 2 * m * n * k * (2 if "tf32" in operation else 1) // (4 if operation.startswith("wgmma") else 1)
 
 
 def loops(blocks: list[Block]) -> list[tuple[int, int]]:
@@ -101,27 +102,34 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
 
 
 def counts(
-    blocks: list[Block], values: Mapping[str, int], program: tuple[int, ...], grid: tuple[int, ...]
-) -> list[int]:
-    """How often a thread of one program goes through each block.
+    blocks: list[Block], values: Mapping[str, int], programs: Sequence[tuple[int, ...]], grid: tuple[int, ...]
+) -> list[float]:
+    """How often a thread goes through each block, in the mean of some programs.
 
     Args:
         blocks: Of the kernel.
         values: What its parameters were given, by position as `param_0`, ....
-        program: Its number along three axes.
+        programs: Their numbers along three axes.
         grid: Programs along three axes.
 
     Raises:
-        RuntimeError: The program does not end.
+        RuntimeError: A program does not end.
     """
-    known = {f"%ctaid.{axis}": number for axis, number in zip("xyz", program)}
-    known |= {f"%nctaid.{axis}": number for axis, number in zip("xyz", grid)}
-    known |= {"%tid.x": 0, "%laneid": 0, "%warpid": 0}
     code = _decisive(blocks)
     at = {block.label: i for i, block in enumerate(blocks) if block.label}
-    visits = [0] * len(blocks)
+    known = {f"%nctaid.{axis}": number for axis, number in zip("xyz", grid)}
+    known |= {"%tid.x": 0, "%laneid": 0, "%warpid": 0}
+    runs = [
+        _visits(code, at, values, known | {f"%ctaid.{axis}": number for axis, number in zip("xyz", program)})
+        for program in programs
+    ]
+    return [sum(column) / len(runs) for column in zip(*runs)]
+
+
+def _visits(code, at, values, known):
+    visits = [0] * len(code)
     i, total = 0, 0
-    while i < len(blocks):
+    while i < len(code):
         visits[i] += 1
         total += 1
         if total > _MOST_BLOCKS:

@@ -64,8 +64,10 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The folder of its operation and its own name."""
-        return f"{self.module.split('.')[-2]}.{self.kernel}"
+        """What its file is about, and its own name."""
+        *folders, file = self.module.split(".")
+        about = folders[-1] if file == "triton_kernels" else file.removesuffix("_triton_kernels")
+        return f"{about}.{self.kernel}"
 
     @property
     def key(self) -> str:

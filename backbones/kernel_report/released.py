@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from backbones.kernel_report.record import Recorder, Work
-from backbones.ops.causal_conv1d import CAUSAL_CONV1D
+from backbones.ops.dispatch import _operations
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 
 # What mamba-ssm's scan compiles to for sm_90 with 16 states: thread instructions a channel-token, registers of a
@@ -106,12 +106,12 @@ def released_way(recorder: Recorder, dtype: torch.dtype) -> Iterator[None]:
     """
     backend = DEFOCUS_SCAN.backends["mamba_ssm"]
     handed = dataclasses.replace(backend, run=functools.partial(backend.run, handed=dtype))
-    with (
-        patch.dict(sys.modules, _stand_ins(recorder)),
-        patch.dict(os.environ, {DEFOCUS_SCAN.environment: "mamba_ssm", CAUSAL_CONV1D.environment: "mamba_ssm"}),
-        patch.dict(DEFOCUS_SCAN.backends, mamba_ssm=handed),
-        # Where the packages are not there, they must not seem to be afterwards.
-        patch.dict(DEFOCUS_SCAN._selected),
-        patch.dict(CAUSAL_CONV1D._selected),
-    ):
+    served = [operation for operation in _operations.values() if "mamba_ssm" in operation.backends]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.dict(sys.modules, _stand_ins(recorder)))
+        stack.enter_context(patch.dict(os.environ, {operation.environment: "mamba_ssm" for operation in served}))
+        stack.enter_context(patch.dict(DEFOCUS_SCAN.backends, mamba_ssm=handed))
+        for operation in served:
+            # Where the packages are not there, they must not seem to be afterwards.
+            stack.enter_context(patch.dict(operation._selected))
         yield

@@ -11,7 +11,7 @@ from backbones.kernel_report.block import Trace, trace
 from backbones.kernel_report.cards import CARDS, Card
 from backbones.kernel_report.estimate import seconds
 from backbones.kernel_report.measure import Measured, measure_all
-from backbones.kernel_report.record import Launch, Step
+from backbones.kernel_report.record import Launch
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BATCHES = (1, 2, 8)
@@ -69,7 +69,7 @@ def report(
         "architecture": architecture,
         "multiprocessors": card.gpu.multiprocessors,
         "left_out": [call.name for call in calls.CALLS if not calls.has_kernels(call)],
-        "kernels": [row for each in recorded for row in _kernels(card, measured, *each)],
+        "kernels": _kernels(card, measured, recorded),
     }
     if with_sizes:
         shown = [call for call in served if any(row["operation"] == call.name for row in found["kernels"])]
@@ -79,36 +79,37 @@ def report(
     return found
 
 
-def _kernels(card: Card, measured: dict[str, Measured], call: str, dtype: str, elements: int, steps: list[Step]):
-    rows = []
-    for step, name in zip(steps, _labels([step.launch for step in steps])):
-        one = measured[step.launch.key]
-        binary, cost = one.binary, one.cost
-        rows.append(
-            {
-                "kernel": name,
-                "operation": call,
-                "dtype": dtype,
-                "registers": binary.registers,
-                "spill_bytes": binary.spill_bytes,
-                "stack_bytes": binary.stack_bytes,
-                "shared_bytes": binary.shared_bytes,
-                "warps": binary.warps,
-                "resident_warps": card.resident_warps(binary.registers, binary.shared_bytes, binary.warps),
-                "programs": step.launch.programs,
-                "instructions": cost.static_instructions,
-                "loops": [{"rounds": x.rounds, "instructions": x.instructions, "cycles": x.cycles} for x in cost.loops],
-                "guessed_loops": cost.guessed,
-                "thread_instructions_an_element": 32 * cost.instructions / elements,
-                "exponentials_an_element": cost.exponentials / elements,
-                "bytes_an_element": step.bytes / elements,
-                "bytes": step.bytes,
-                "seconds_at_least": seconds([step], card, measured, simulated=False),
-                "seconds_about": seconds([step], card, measured, simulated=True),
-            }
-        )
-    # A kernel that is launched twice in one way is one row.
-    return list({repr(row): row for row in rows}.values())
+def _kernels(card: Card, measured: dict[str, Measured], recorded: list[tuple]) -> list[dict[str, Any]]:
+    """A row for each launch that differs from those before."""
+    steps = [(call, dtype, elements, step) for call, dtype, elements, each in recorded for step in each]
+    labels = _labels([step.launch for *_, step in steps])
+    rows: dict[str, dict[str, Any]] = {}
+    for (call, dtype, elements, step), name in zip(steps, labels):
+        if step.launch.key in rows:
+            continue
+        binary, cost = measured[step.launch.key].binary, measured[step.launch.key].cost
+        rows[step.launch.key] = {
+            "kernel": name,
+            "operation": call,
+            "dtype": dtype,
+            "registers": binary.registers,
+            "spill_bytes": binary.spill_bytes,
+            "stack_bytes": binary.stack_bytes,
+            "shared_bytes": binary.shared_bytes,
+            "warps": binary.warps,
+            "resident_warps": card.resident_warps(binary.registers, binary.shared_bytes, binary.warps),
+            "programs": step.launch.programs,
+            "instructions": cost.static_instructions,
+            "loops": [{"rounds": x.rounds, "instructions": x.instructions, "cycles": x.cycles} for x in cost.loops],
+            "guessed_loops": cost.guessed,
+            "thread_instructions_an_element": 32 * cost.instructions / elements,
+            "exponentials_an_element": cost.exponentials / elements,
+            "bytes_an_element": step.bytes / elements,
+            "bytes": step.bytes,
+            "seconds_at_least": seconds([step], card, measured, simulated=False),
+            "seconds_about": seconds([step], card, measured, simulated=True),
+        }
+    return list(rows.values())
 
 
 def _labels(launches: Sequence[Launch]) -> list[str]:
@@ -130,15 +131,14 @@ def _labels(launches: Sequence[Launch]) -> list[str]:
 
 def _programs(card: Card, served: list[calls.Call], dtype: str, pattern: str) -> list[dict[str, Any]]:
     """Programs of each kernel at other sizes."""
-    rows: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-    for call in served:
-        for b in BATCHES:
-            for l in LENGTHS:
-                steps, _ = calls.record(call, card, b, l, DTYPES[dtype])
-                launches = [s.launch for s in steps if s.launch and pattern in s.launch.name]
-                for name, launch in zip(_labels(launches), launches):
-                    rows[call.name, name][f"{b}x{l}"] = launch.programs
-    return [{"operation": call, "kernel": name, "programs": sizes} for (call, name), sizes in rows.items()]
+    rows: dict[str, dict[str, int]] = defaultdict(dict)
+    for b in BATCHES:
+        for l in LENGTHS:
+            steps = [step for call in served for step in calls.record(call, card, b, l, DTYPES[dtype])[0]]
+            launches = [step.launch for step in steps if step.launch and pattern in step.launch.name]
+            for name, launch in zip(_labels(launches), launches):
+                rows[name][f"{b}x{l}"] = launch.programs
+    return [{"kernel": name, "programs": sizes} for name, sizes in rows.items()]
 
 
 def _block(card: Card, measured: dict[str, Measured], found: Trace) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from backbones.mixers.mamba import MambaArch, MambaBlock
 
 
 class Two(torch.autograd.Function):
-    """Two outputs, of which one may have no gradient."""
+    """Two outputs, of which one may have no gradient; a setting between the inputs."""
 
     @staticmethod
-    def forward(ctx, x, y, strict):
+    def forward(ctx, x, strict, y):
         ctx.save_for_backward(x, y)
         ctx.set_materialize_grads(strict)
         return x * y, x + y
@@ -23,7 +23,7 @@ class Two(torch.autograd.Function):
     def backward(ctx, first, second):
         x, y = ctx.saved_tensors
         second = torch.zeros_like(x) if second is None else second
-        return first * y + second, first * x + 2 * second, None
+        return first * y + second, None, first * x + 2 * second
 
 
 def compare(function, *leaves):
@@ -47,8 +47,8 @@ def test_sums_spread_values_and_casts():
 
 def test_functions_written_in_python():
     for strict in (True, False):
-        compare(lambda x, y, strict=strict: Two.apply(x.sin(), y, strict)[0] * x, leaf(3), leaf(3))
-        compare(lambda x, y, strict=strict: torch.mul(*Two.apply(x, y, strict)).exp(), leaf(3), leaf(3))
+        compare(lambda x, y, strict=strict: Two.apply(x.sin(), strict, y)[0] * x, leaf(3), leaf(3))
+        compare(lambda x, y, strict=strict: torch.mul(*Two.apply(x, strict, y)).exp(), leaf(3), leaf(3))
 
 
 def test_a_gradient_of_nothing_is_as_large_as_its_output():

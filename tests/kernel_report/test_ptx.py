@@ -47,7 +47,7 @@ $L__BB0_4:
 def times(text, kind, values, program=0):
     """How often instructions of a kind are run."""
     blocks = ptx.parse(text)
-    visits = ptx.counts(blocks, {f"param_{i}": v for i, v in enumerate(values)}, (program, 0, 0), (9, 1, 1))
+    visits = ptx.counts(blocks, {f"param_{i}": v for i, v in enumerate(values)}, [(program, 0, 0)], (9, 1, 1))
     return sum(block.kinds[kind] * n for block, n in zip(blocks, visits))
 
 
@@ -145,6 +145,7 @@ def test_a_program_without_end_is_given_up(monkeypatch):
     [
         ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", 4096),
         ("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", 2 * 64 * 128 * 16 // 4),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", 2 * 2048),
         ("fma.rn.f32", 0),
     ],
 )

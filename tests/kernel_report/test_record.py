@@ -91,7 +91,7 @@ def test_launches_of_a_toy(recorder):
     toy_kernels.repeat(7, 3)
     toy_kernels.triangle(5)
     first, second = (step.launch for step in recorder.steps)
-    assert (first.name, first.grid, first.programs) == ("kernel_report.repeat_kernel", (7, 1, 1), 7)
+    assert (first.name, first.grid, first.programs) == ("toy_kernels.repeat_kernel", (7, 1, 1), 7)
     assert first.values["rounds"] == 3 and first.tensor_bytes == {"x_ptr": 7 * 512, "out_ptr": 7 * 512}
     assert first.signature == {"x_ptr": "*fp32", "out_ptr": "*fp32", "rounds": "i32", "BLOCK": "constexpr"}
     assert first.options["num_warps"] == 1
