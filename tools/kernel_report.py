@@ -49,7 +49,9 @@ def main() -> None:
     if args.limits and not (whole and len(args.arch) == len(args.dtype) == 1):
         parser.error("--limits takes one --arch and one --dtype, and no --kernel")
     reports = [
-        report(arch, args.dtype, args.kernel, with_block=whole, workers=args.workers, progress=_show)
+        report(
+            arch, args.dtype, args.kernel, with_block=whole, with_extremes=whole, workers=args.workers, progress=_show
+        )
         for arch in args.arch
     ]
     _show("\r")

@@ -3,8 +3,10 @@
 A kernel is found by calling its operation, so a new or a changed one needs no line here; an operation does.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,8 +48,8 @@ def _rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="cuda", requires_grad=True)
 
 
-def _scan(b, l, dtype):
-    arch = MambaBlock.archs["base"]
+def _scan(b, l, dtype, **sizes):
+    arch = dataclasses.replace(MambaBlock.archs["base"], **sizes)
     d, n = arch.inner_dims, arch.state_dims
     # As the mixer hands them over: z is half of a projection, B and C parts of another one.
     z = _rows(b, l, 2 * d, dtype=dtype).chunk(2, -1)[1]
@@ -102,6 +104,12 @@ CALLS = (
     Call("decay_attention, not causal", DECAY_ATTENTION, _bidirectional_attention),
     Call("retention", RETENTION, _retention),
     Call("deformable_attention", DEFORMABLE_ATTENTION, _deformable),
+)
+
+# Sizes that nobody published, at which a kernel may run out of registers.
+EXTREMES = (
+    Call("selective_scan of 64 states", DEFOCUS_SCAN, partial(_scan, state_dims=64)),
+    Call("selective_scan of one norm group", DEFOCUS_SCAN, partial(_scan, norm_group_dims=1536)),
 )
 
 

@@ -33,6 +33,8 @@ def exceeded(found: dict[str, Any], allowed: dict[str, Any]) -> list[str]:
         lines.append(f"{name} is {'new' if name in rows else 'gone'}: make the limits anew")
     for name in sorted(rows.keys() & allowed["kernels"].keys()):
         row, limit = rows[name], allowed["kernels"][name]
+        if not row["resident_warps"]:
+            lines.append(f"{name} does not fit on a multiprocessor of {found['card']}")
         lines += _above(name, row, limit, "registers", REGISTERS_MORE)
         for what in _EXACT:
             lines += _above(name, row, limit, what, 0)

@@ -98,11 +98,7 @@ def measure_all(
 
 
 def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
-    """Counts what a launch does, from its machine code and the number of rounds that its loops make.
-
-    Raises:
-        RuntimeError: A multiprocessor of the card cannot hold one program.
-    """
+    """Counts what a launch does, from its machine code and the number of rounds that its loops make."""
     blocks = ptx.parse(binary.ptx)
     visits = _mean_visits(blocks, launch)
     code = sass.parse(binary.sass)
@@ -112,8 +108,6 @@ def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
     warps = launch.programs * binary.warps
     schedulers = card.gpu.multiprocessors * SCHEDULERS
     resident = card.resident_warps(binary.registers, binary.shared_bytes, binary.warps)
-    if not resident:
-        raise RuntimeError(f"{launch.name} does not fit on a multiprocessor of {card.gpu.name}")
     # Of a scheduler: as many as fit, if there are as many.
     together = max(1, round(min(resident / SCHEDULERS, warps / schedulers)))
     kinds = [(sass.kinds(part), n) for part, n in parts]

@@ -26,6 +26,7 @@ def report(
     pattern: str = "",
     with_block: bool = True,
     with_sizes: bool = True,
+    with_extremes: bool = True,
     workers: int = 1,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
@@ -37,26 +38,23 @@ def report(
         pattern: Only kernels whose name has this in it.
         with_block: Whether a Mamba block is followed, too, ours in ``dtypes`` and the released way.
         with_sizes: Whether programs are counted at other sizes, too.
+        with_extremes: Whether the sizes of `calls.EXTREMES` are compiled, too.
         workers: Processes that compile.
         progress: Told in words what is done.
 
     Returns:
-        ``card``, ``left_out`` (operations without Triton kernels), ``kernels``, and as asked ``programs`` and
-        ``block``; bytes, seconds and counts.
+        ``card``, ``left_out`` (operations without Triton kernels), ``kernels``, and as asked ``programs``, ``block``
+        and ``extremes``, with ``refused``, what an operation said that takes no such size; bytes, seconds, counts.
     """
     card = CARDS[architecture]
     served = [call for call in calls.CALLS if calls.has_kernels(call)]
-    recorded = []
-    for dtype in dtypes:
-        for call in served:
-            progress(f"{architecture}: {call.name}, {dtype}")
-            steps, elements = calls.record(call, card, _BATCH, calls.PUBLISHED_LENGTH, DTYPES[dtype])
-            recorded.append((call.name, dtype, elements, [s for s in steps if s.launch and pattern in s.launch.name]))
+    recorded, _ = _record(served, card, dtypes, pattern, progress)
+    extremes, refused = _record(calls.EXTREMES if with_extremes else (), card, dtypes, pattern, progress)
     traces = []
     if with_block:
         traces = [trace(card, DTYPES[dtype]) for dtype in dtypes]
         traces += [trace(card, dtype, released=True) for dtype in DTYPES.values()]
-    launches = [step.launch for *_, steps in recorded for step in steps]
+    launches = [step.launch for *_, steps in recorded + extremes for step in steps]
     launches += [step.launch for found in traces for step in found.steps if step.launch]
     measured = measure_all(
         launches,
@@ -74,9 +72,26 @@ def report(
     if with_sizes:
         shown = [call for call in served if any(row["operation"] == call.name for row in found["kernels"])]
         found["programs"] = _programs(card, shown, dtypes[0], pattern)
+    if with_extremes:
+        found["extremes"], found["refused"] = _kernels(card, measured, extremes), refused
     if with_block:
         found["block"] = [_block(card, measured, each) for each in traces]
     return found
+
+
+def _record(chosen: Sequence[calls.Call], card: Card, dtypes: Sequence[str], pattern: str, progress: Progress):
+    """Name, dtype, elements and kernels of each call, and why others refuse."""
+    recorded, refused = [], {}
+    for dtype in dtypes:
+        for call in chosen:
+            progress(f"{call.name}, {dtype}, on {card.gpu.name}")
+            try:
+                steps, elements = calls.record(call, card, _BATCH, calls.PUBLISHED_LENGTH, DTYPES[dtype])
+            except ValueError as error:
+                refused[call.name] = str(error)
+                continue
+            recorded.append((call.name, dtype, elements, [s for s in steps if s.launch and pattern in s.launch.name]))
+    return recorded, refused
 
 
 def _kernels(card: Card, measured: dict[str, Measured], recorded: list[tuple]) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """All tables of ``reports``, each of one architecture, and the assumptions behind them."""
     parts = []
     for found in reports:
-        parts.append(_kernels(found))
-        parts += [make(found) for key, make in (("programs", _programs), ("block", _block)) if key in found]
+        parts.append(f"Kernels on {_place(found)}, B = 2, L = 4,705, base:\n\n{_kernels(found['kernels'])}")
+        makers = {"extremes": _extremes, "programs": _programs, "block": _block}
+        parts += [make(found) for key, make in makers.items() if key in found]
         if any(row["name"] == "ours, bf16" for row in found.get("block", [])):
             parts.append(_ratios(found))
     left_out = reports[0]["left_out"]
@@ -31,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _kernels(found):
+def _kernels(kernels):
     head = (
         "kernel", "dtype", "registers", "spills B", "stack B", "shared B", "warps/SM", "SASS", "loops: rounds × SASS",
         "SASS/ct", "exp/ct", "B/ct", "µs ≥", "µs ≈",
@@ -44,7 +45,7 @@ def _kernels(found):
             row["spill_bytes"],
             row["stack_bytes"],
             row["shared_bytes"],
-            row["resident_warps"],
+            row["resident_warps"] or "0: does not fit",
             row["instructions"],
             _loops(row),
             f"{row['thread_instructions_an_element']:.0f}",
@@ -53,9 +54,21 @@ def _kernels(found):
             f"{1e6 * row['seconds_at_least']:.0f}",
             f"{1e6 * row['seconds_about']:.0f}",
         )
-        for row in found["kernels"]
+        for row in kernels
     ]
-    return f"Kernels on {_place(found)}, B = 2, L = 4,705, base:\n\n{table(head, rows)}"
+    return table(head, rows)
+
+
+def _extremes(found):
+    spilling = [row for row in found["extremes"] if row["spill_bytes"]]
+    said = [f"{name} is refused: {reason}." for name, reason in found["refused"].items()]
+    names = ", ".join(sorted({row["operation"] for row in found["extremes"]}))
+    if spilling:
+        rows = [(row["operation"], row["kernel"], row["dtype"], row["spill_bytes"]) for row in spilling]
+        said.append(f"Spills of {names}:\n\n{table(('operation', 'kernel', 'dtype', 'spills B'), rows)}")
+    elif names:
+        said.append(f"Nothing spills in {names}.")
+    return f"Beyond the published sizes on {_place(found)}: " + "\n\n".join(said)
 
 
 def _loops(row):

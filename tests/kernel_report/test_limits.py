@@ -17,7 +17,7 @@ ALLOWED = Path("tests/data/kernel_limits.json")
 
 @pytest.fixture(scope="module")
 def found():
-    return report("sm_90", ["bf16"], with_sizes=False)
+    return report("sm_90", ["bf16"], with_sizes=False, with_extremes=False)
 
 
 def test_kernels_and_block_keep_within_their_limits(found):
@@ -44,6 +44,7 @@ def test_a_scan_has_an_exponential_a_state_at_least(found):
         ("registers", REGISTERS_MORE + 1, "and 8 more"),
         ("spill_bytes", 4, "spill_bytes 4, allowed are 0"),
         ("shared_bytes", 1, "shared_bytes"),
+        ("resident_warps", -40, "does not fit on a multiprocessor of H100"),
     ],
 )
 def test_more_than_allowed_is_said(found, what, more, said):
@@ -74,6 +75,15 @@ def test_tables_have_a_row_for_each_kernel(found):
         cells = line.split(" | ")
         assert int(cells[2]) == row["registers"] and int(cells[3]) == row["spill_bytes"]
     assert "B200" not in text and "H100" in text
+
+
+def test_extremes_are_said(found):
+    row = found["kernels"][0]
+    several = {"extremes": [row], "refused": {"much": "ask for less"}}
+    text = markdown([found | several])
+    assert "much is refused: ask for less." in text and f"Nothing spills in {row['operation']}." in text
+    several["extremes"] = [row | {"spill_bytes": 12}]
+    assert f"| {row['operation']} | {row['kernel']} | bf16 | 12 |" in markdown([found | several])
 
 
 def test_ratios_are_of_the_rows_they_name(found):
