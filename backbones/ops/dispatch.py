@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,8 @@ class Operation:
         device_type = arguments[0].device.type
         backend = self.select(device_type, requested)
         with without_autocast(device_type):
+            if _watcher is not None:
+                return _watcher(self, backend, arguments)
             return backend.run(*arguments)
 
     def _choose(self, device_type: str, requested: str | None, environment: str | None) -> str:
@@ -128,6 +130,23 @@ class Operation:
 
 
 _operations: dict[str, Operation] = {}
+# What runs the operations while there is one; see `watching`.
+_watcher: Callable | None = None
+
+
+@contextlib.contextmanager
+def watching(watcher: Callable[[Operation, Backend, tuple], object]) -> Iterator[None]:
+    """While it lasts, every run of an operation is the call ``watcher(operation, backend, arguments)``.
+
+    For those who count or record what runs, whatever backend it runs on. The watcher gives the result, as a rule that
+    of ``backend.run(*arguments)``.
+    """
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager:

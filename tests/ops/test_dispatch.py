@@ -3,8 +3,9 @@
 import logging
 
 import pytest
+import torch
 
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, serves_every_device, watching
 
 
 @pytest.fixture
@@ -53,3 +54,19 @@ def test_nothing_fits():
     operation = Operation("dance", (Backend("fast", print, lambda device: "needs CUDA"),), "DANCE_BACKEND")
     with pytest.raises(RuntimeError, match=r"no backend serves cpu .*needs CUDA"):
         operation.select("cpu")
+
+
+def test_a_watcher_runs_every_operation_while_it_is_there():
+    seen = []
+
+    def watch(operation, backend, arguments):
+        seen.append((operation.name, backend.name, arguments))
+        return -backend.run(*arguments)
+
+    operation = Operation("step", (Backend("plain", lambda x, n: x * n, serves_every_device),), "STEP_BACKEND")
+    x = torch.tensor(2)
+    with pytest.raises(KeyError), watching(watch):
+        assert operation.run(None, x, 3) == -6
+        raise KeyError
+    assert seen == [("step", "plain", (x, 3))]
+    assert operation.run(None, x, 3) == 6
