@@ -10,6 +10,7 @@ says that something is wrong.
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -64,4 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A kernel that ends the process leaves no page, but says where it was.
+    faulthandler.enable()
     sys.exit(main())

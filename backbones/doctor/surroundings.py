@@ -1,5 +1,6 @@
 """What the machine has: versions, devices, compilers, where compiled kernels are kept."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -7,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +76,9 @@ def describe_package(module: str) -> tuple[str, bool]:
     try:
         if importlib.util.find_spec(package) is None:
             return "not installed", False
-        imported = importlib.import_module(module)
+        # The page goes to standard output, and some packages greet there.
+        with contextlib.redirect_stdout(sys.stderr):
+            imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         # Parts of a package that were not built are absent, as the package is.
         return (f"{_version(package)} without {module}", False) if error.name == module else (in_words(error), True)

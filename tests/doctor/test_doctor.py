@@ -282,11 +282,11 @@ def test_what_a_captured_graph_gives_is_compared(monkeypatch):
     assert result.graph == "not captured: RuntimeError: the kernel is broken" and not result.faults
 
 
-def test_packages_that_are_broken_or_absent_are_told_apart(tmp_path, monkeypatch):
+def test_packages_that_are_broken_or_absent_are_told_apart(tmp_path, monkeypatch, capsys):
     faults = dict(
         broken_package="raise AttributeError('of another\\nversion')",
         ending_package="raise SystemExit(3)",
-        whole_package="__version__ = '1.2'",
+        whole_package="__version__ = '1.2'; print('welcome')",
         lacking_package="import no_such_thing",
     )
     for name, text in faults.items():
@@ -298,6 +298,8 @@ def test_packages_that_are_broken_or_absent_are_told_apart(tmp_path, monkeypatch
     text, broken = surroundings.describe_package("lacking_package")
     assert broken and "no_such_thing" in text
     assert surroundings.describe_package("absent_package") == ("not installed", False)
+    # What a package prints is no part of the page.
+    assert capsys.readouterr() == ("", "welcome\n")
 
 
 def test_a_compiler_whose_kernels_do_not_build_is_wrong(monkeypatch):

@@ -45,10 +45,11 @@ def test_in_the_interpreter():
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Several tiles of queries and of pixels, within few of them."""
+    """Several tiles of queries and of pixels, and several turns through the points of a pixel, within few of them."""
     from backbones.ops.deformable_attention import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "TILE", 32)
+    monkeypatch.setattr(triton_kernels, "AT_ONCE", 2)
 
 
 def inputs(b=2, queries=5, heads=2, width=5, points=1, maps=MAPS):
