@@ -126,8 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "--layers", type=int, nargs="+", metavar="I", help="layers to draw, from 0 on or from the end (default: four)"
     )
     parser.add_argument(
-        "--queries", type=_queries, default=4, metavar="N|all",
-        help="attention is taken of the query cells and an even grid of N further tokens, or of all (default: 4)",
+        "--queries", type=_queries, metavar="N|all",
+        help="attention is taken of the query cells and an even grid of N further tokens, or of all (default: fewer "
+        "the longer the sequence)",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", metavar="ROW,COLUMN", default=[(0.25, 0.25), (0.5, 0.5), (0.75, 0.75)],
@@ -181,9 +182,9 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     return settings
 
 
-def _queries(word: str) -> int | None:
+def _queries(word: str) -> int:
     if word == "all":
-        return None
+        return sys.maxsize
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"a number, or all; got {word!r}")
     return int(word)

@@ -13,6 +13,9 @@ from backbones.analysis import numbers
 from backbones.analysis.models import Layer, Layout, Network
 from backbones.analysis.recipes import gradient_maps, layer_inputs, pixel_erf, query_gradients, without_residual
 
+# By default so many tokens are run for the queries of a layer: many of a short sequence, few of a long one.
+TOKENS_OF_QUERIES = 8192
+
 
 def layer_runs(depth: int, erf_layers: Sequence[int] = (-1,)) -> int:
     """How often `measure` runs a layer: all for forward, gradient and attention, and those up to each of
@@ -113,7 +116,7 @@ def measure(
     *,
     layers: Sequence[int] | None = None,
     cells: Sequence[tuple[float, float]] = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75)),
-    queries: int | None = 4,
+    queries: int | None = None,
     target: int | None = None,
     erf_layers: Sequence[int] = (-1,),
     tick: Callable[[], object] = lambda: None,
@@ -126,7 +129,8 @@ def measure(
         layers: Those whose attention and features are kept, as of `map_layers`.
         cells: Places that are queries of attention and of the pixels' receptive field, as fractions of height and
             width.
-        queries: Further queries of attention, an even grid of at most so many; None for all tokens on the image.
+        queries: Further queries of attention: an even grid of at most so many, all tokens on the image where there are
+            no more; None for `TOKENS_OF_QUERIES` over the length of the sequence.
         target: The class whose loss is differentiated; None for the one that the network predicts.
         erf_layers: Those whose field on the pixels is taken: indices, negative ones from the end.
         tick: Called at each of the `layer_runs`, to show progress.
@@ -152,7 +156,8 @@ def measure(
     outputs = [*inputs[1:-1], end]
     found = []
     for index, (layer, reach) in enumerate(zip(counted, numbers.gradient_reach(norms), strict=True)):
-        tokens = _queries(layer.after, cells, queries)
+        length = len(layer.before.cells)
+        tokens = _queries(layer.after, cells, TOKENS_OF_QUERIES // length if queries is None else queries)
         field, attention = _attention(layer, inputs[index], tokens)
         found.append(
             LayerMaps(
@@ -210,9 +215,9 @@ def _target(network: Network, end: Tensor, target: int | None) -> tuple[Tensor |
     return torch.full_like(predicted, target), f"training loss for class {target}"
 
 
-def _queries(layout: Layout, cells: Sequence[tuple[float, float]], count: int | None) -> np.ndarray:
+def _queries(layout: Layout, cells: Sequence[tuple[float, float]], count: int) -> np.ndarray:
     """The output tokens whose attention is taken, ascending: all, or those at the cells and on an even grid."""
-    if count is None:
+    if count >= len(layout.image_tokens):
         return layout.image_tokens
     rows = min(layout.rows, max(1, round((count * layout.rows / layout.columns) ** 0.5)), max(count, 1))
     columns = min(layout.columns, count // rows)

@@ -26,7 +26,8 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 @pytest.fixture
 def shifted():
     """A network that looks three tokens back, on 4 × 4 tokens of 16 pixels."""
-    return Named("shifted", PICTURE, measure(network_of(shift(3), PLAIN, causal=True), IMAGE, cells=[(0.6, 0.6)]))
+    network = network_of(shift(3), PLAIN, causal=True)
+    return Named("shifted", PICTURE, measure(network, IMAGE, cells=[(0.6, 0.6)], queries=4))
 
 
 def overlays(figure):

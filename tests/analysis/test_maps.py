@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.analysis import Layer, Network, cut, layer_inputs, map_layers, measure, measuring, query_gradients
+from backbones.analysis import Layer, Network, cut, layer_inputs, map_layers, maps, measure, measuring, query_gradients
 from backbones.analysis.maps import layer_runs
 from backbones.analysis.models import sequence_layout
 from backbones.classifier import CLASSIFIERS
@@ -47,7 +47,7 @@ IMAGE = torch.rand(1, 3, 8, 8) + 0.1
 
 
 def test_averaging_in_numbers():
-    found = measure(network_of(average, PLAIN), IMAGE, queries=None).layers[0].numbers
+    found = measure(network_of(average, PLAIN), IMAGE, queries=16).layers[0].numbers
     field, attention = found["receptive_field"], found["attention"]
     # 16 tokens lie on the image; a query leaves itself out.
     assert field["effective_tokens"] == pytest.approx(16) and field["entropy"] == pytest.approx(math.log(16))
@@ -65,7 +65,7 @@ def test_averaging_in_numbers():
 
 def test_a_shift_in_numbers():
     """Three tokens before: those of the first row but one look at the row above, and the first three at nothing."""
-    found = measure(network_of(shift(3), PLAIN, causal=True), IMAGE, queries=None).layers[0].numbers
+    found = measure(network_of(shift(3), PLAIN, causal=True), IMAGE, queries=16).layers[0].numbers
     attention = found["attention"]
     assert attention["effective_tokens"] == pytest.approx(1) and attention["entropy"] == pytest.approx(0)
     assert attention["distance_tokens"] == pytest.approx(3) and attention["top_share"] == 1
@@ -77,7 +77,7 @@ def test_a_shift_in_numbers():
 
 
 def test_padding_is_told_apart():
-    found = measure(network_of(average, LAYOUT), IMAGE, queries=None)
+    found = measure(network_of(average, LAYOUT), IMAGE, queries=16)
     numbers = found.layers[0].numbers
     assert numbers["receptive_field"]["effective_tokens"] == pytest.approx(6)
     # Of nine tokens six lie on the image, two are padding, and one is the class token, which does not count.
@@ -187,3 +187,14 @@ def test_layers_to_draw():
     assert map_layers(24) == (6, 12, 18, 22) and map_layers(12) == (3, 6, 9, 10)
     assert map_layers(1) == (0,) and map_layers(2) == (0, 1)
     assert map_layers(12, [-1, 3, 11]) == (3, 11)
+
+
+def test_queries_by_default_are_fewer_the_longer_the_sequence(monkeypatch):
+    def queries(**settings):
+        return len(measure(network_of(average, PLAIN), IMAGE, cells=[(0, 0)], **settings).layers[0].queries)
+
+    assert queries() == queries(queries=16) == queries(queries=10**9) == 16
+    # 17 tokens of sequence: four queries take 68, on a grid of 2 × 2 that leaves out the first cell.
+    monkeypatch.setattr(maps, "TOKENS_OF_QUERIES", 70)
+    assert queries() == queries(queries=4) == 5
+    assert queries(queries=0) == 1
