@@ -29,7 +29,8 @@ ASSUMPTIONS = (
     "Loops are counted by following the PTX of seven programs spread over the grid; branches that depend on data skip.",
     f"Products reach {PRODUCT_SHARE['bfloat16']:.0%} of the data sheet in bf16 and {PRODUCT_SHARE['float32']:.0%} in "
     "fp32, without TF32.",
-    f"A kernel takes at least {LEAST_SECONDS * 1e6} µs; PyTorch's own passes are bound by memory.",
+    f"A kernel takes at least {LEAST_SECONDS * 1e6} µs; PyTorch's own passes are bound by memory, and each of its "
+    "operators is one kernel.",
     "The released way is our `mamba_ssm` backend with stand-ins for its kernels: mamba-ssm's scan takes 608 thread "
     "instructions a channel-token forward and 1,325 backward (compiled for sm_90), whole chunks of 2,048 tokens, 168 "
     "registers, and 4.6 and 5.9 cycles an instruction of each of its 12 warps, atomics included (simulated, ± 30 %).",

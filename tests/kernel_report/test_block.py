@@ -11,6 +11,7 @@ from backbones.kernel_report.cards import CARDS
 from backbones.kernel_report.record import Recorder
 from backbones.kernel_report.released import released_way
 from backbones.ops import causal_conv1d_silu
+from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 from tests.kernel_report.support import needs_compiler
 
@@ -59,11 +60,11 @@ def test_memory_grows_with_the_sequence(traces):
 
 def test_stand_ins_leave_nothing_behind(monkeypatch):
     monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", "torch")
-    known = dict(DEFOCUS_SCAN._selected)
+    known = [dict(operation._selected) for operation in (DEFOCUS_SCAN, CAUSAL_CONV1D)]
     with Recorder(H100).recording() as recorder, released_way(recorder, torch.bfloat16):
         x = torch.empty(1, 5, 8, device="cuda")
         causal_conv1d_silu(x, torch.empty(8, 1, 4, device="cuda"), torch.empty(8, device="cuda"))
         assert [step.name for step in recorder.steps] == ["causal_conv1d forward"]
     assert os.environ["DEFOCUS_SCAN_BACKEND"] == "torch"
     assert importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("mamba_ssm").origin
-    assert DEFOCUS_SCAN._selected == known
+    assert [operation._selected for operation in (DEFOCUS_SCAN, CAUSAL_CONV1D)] == known
