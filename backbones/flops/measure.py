@@ -1,6 +1,7 @@
 """Measures a model on one image: FLOPs in both conventions, parameters, activation memory."""
 
 import contextlib
+import gc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -102,8 +103,14 @@ def measure(build: Callable[[], Subject]) -> Measurement:
 def count(subject: Subject) -> tuple[Counts, int]:
     """Counts of one image without gradients, and the peak of its activations in bytes."""
     counter = FlopCounter(subject.model)
-    with torch.no_grad(), PeakMemory() as memory, counter, subject.functions(counter):
-        subject.run()
+    # What hangs in cycles would be gone when the collector happens to run.
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad(), PeakMemory() as memory, counter, subject.functions(counter):
+            subject.run()
+    finally:
+        gc.enable()
     return counter.counts, memory.peak
 
 

@@ -26,33 +26,32 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._alive = 0
-        self._known: set[int] = set()
-        # Storages that were there before: an operator may give back what it was given.
-        self._before: set[int] = set()
+        # Bytes that count, 0 for storages that were there before: an operator may give back what it was given.
+        self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor) and _key(x) not in self._known:
-                self._before.add(_key(x))
+            if isinstance(x, Tensor):
+                self._add(x, counts=False)
         out = func(*args, **kwargs)
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
-                self._add(x)
+                self._add(x, counts=True)
         return out
 
-    def _add(self, x: Tensor) -> None:
+    def _add(self, x: Tensor, counts: bool) -> None:
         key, storage = _key(x), x.untyped_storage()
-        if key in self._known or key in self._before:
+        if key in self._sizes:
             return
-        self._known.add(key)
-        self._alive += storage.nbytes()
+        self._sizes[key] = storage.nbytes() if counts else 0
+        self._alive += self._sizes[key]
         self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._drop, key, storage.nbytes())
+        # The next storage may get the place, and so the key, of one that is gone.
+        weakref.finalize(storage, self._drop, key)
 
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._alive -= size
+    def _drop(self, key: int) -> None:
+        self._alive -= self._sizes.pop(key)
 
 
 class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):

@@ -4,9 +4,9 @@ A config needs ``custom_imports = dict(imports=['backbones.integrations.openmmla
 alone would do, but any folder of that name that comes first on Python's path would, too, and register nothing.
 """
 
+import contextlib
 import os
 import time
-from contextlib import contextmanager
 
 import torch
 
@@ -14,9 +14,8 @@ from backbones import adapters, defocus
 from backbones.checkpoints import load_pretrained
 from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
+from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
-from backbones.ops import deformable_attention
-from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.thread_count import ThreadCount
 
 with needed("mmengine", oldest="0.10.0"):
@@ -197,7 +196,7 @@ class Bf16OptimWrapper(OptimWrapper):
     Gradients need no scaling, for bf16 has the range of fp32. All arguments are those of ``OptimWrapper``.
     """
 
-    @contextmanager
+    @contextlib.contextmanager
     def optim_context(self, model: torch.nn.Module):
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
@@ -213,41 +212,13 @@ class DeformableAttentionHook(Hook):
     """
 
     def before_run(self, runner) -> None:
-        from mmcv.ops import multi_scale_deform_attn as operators
+        from mmcv.ops import multi_scale_deform_attn
 
-        self._operators = operators
-        self._originals = {name: getattr(operators, name) for name in _STAND_INS}
-        for name, stand_in in _STAND_INS.items():
-            setattr(operators, name, stand_in(self._originals[name]))
+        self._in_place = contextlib.ExitStack()
+        self._in_place.enter_context(standing_in(multi_scale_deform_attn))
 
     def after_run(self, runner) -> None:
-        for name, original in self._originals.items():
-            setattr(self._operators, name, original)
-
-
-class _Kernel:
-    """In the place of mmcv's autograd function."""
-
-    def __init__(self, original):
-        self._original = original
-
-    def apply(self, value, shapes, starts, locations, weights, images_at_once):
-        # Ours may run on theirs.
-        if DEFORMABLE_ATTENTION.select(value.device.type).name == "mmcv":
-            return self._original.apply(value, shapes, starts, locations, weights, images_at_once)
-        return _deformable_attention(value, shapes, locations, weights)
-
-
-def _deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights):
-    shapes = [tuple(shape) for shape in value_spatial_shapes.tolist()]
-    return deformable_attention(value, shapes, sampling_locations, attention_weights)
-
-
-# What stands in for mmcv's functions, given the original.
-_STAND_INS = {
-    "multi_scale_deformable_attn_pytorch": lambda original: _deformable_attention,
-    "MultiScaleDeformableAttnFunction": _Kernel,
-}
+        self._in_place.close()
 
 
 @HOOKS.register_module()

@@ -34,6 +34,21 @@ def test_the_peak_is_what_is_alive_at_once(fake):
 
 
 @pytest.mark.parametrize("fake", [False, True])
+def test_a_storage_in_the_place_of_one_that_is_gone_counts(fake):
+    def run():
+        before = [torch.empty(1000) for _ in range(50)]
+        with PeakMemory() as memory:
+            for x in before:
+                x.add_(1)
+            del x
+            before.clear()
+            made = [torch.empty(1000) for _ in range(50)]
+        return memory.peak, len(made)
+
+    assert run_on(fake, run) == (50 * 4000, 50)
+
+
+@pytest.mark.parametrize("fake", [False, True])
 def test_what_is_kept_for_backward_counts_each_storage_once(fake):
     def run():
         layer = nn.Linear(10, 20)
