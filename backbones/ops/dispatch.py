@@ -59,6 +59,25 @@ def serves_every_device(device_type: str) -> None:
     return None
 
 
+def refuse_second_derivatives(operation: str) -> Callable:
+    """What `torch.library` differentiates a backend's gradient by where the backend has none of it.
+
+    Args:
+        operation: As users call it.
+
+    Returns:
+        A function for ``register_autograd`` that raises a RuntimeError.
+    """
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f'this backend of {operation} has first derivatives only: choose backend="reference" to differentiate '
+            "its gradient"
+        )
+
+    return refuse
+
+
 class Operation:
     """The backends of one operation, in order of preference.
 

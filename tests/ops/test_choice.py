@@ -47,15 +47,15 @@ def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
 
 
 def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
-    pretend(monkeypatch, True, "triton", "fla", "fla.ops", "fla.ops.simple_gla", "mmcv")
+    pretend(monkeypatch, True, "triton", "mmcv")
     operators = types.ModuleType("mmcv.ops")
     operators.get_compiling_cuda_version = lambda: "12.8"
     monkeypatch.setitem(sys.modules, "mmcv.ops", operators)
     assert chosen("cuda") == dict(
         defocus_scan="triton",
         causal_conv1d_silu="triton",
-        decay_attention="flex",
-        retention="fla",
+        decay_attention="triton",
+        retention="triton",
         deformable_attention="triton",
     )
     pretend(monkeypatch, False, "triton")
@@ -64,7 +64,7 @@ def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
 
 
 def test_on_cuda_without_them_pytorch(monkeypatch):
-    pretend(monkeypatch, False, "triton", "fla", "mmcv.ops")
+    pretend(monkeypatch, False, "triton", "mmcv.ops")
     assert set(chosen("cuda").values()) == {"torch"}
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones.ops import decay_attention
-from backbones.ops.decay_attention import DECAY_ATTENTION, flex
+from backbones.ops.decay_attention import DECAY_ATTENTION
 from tests.ops.heads import check, inputs, running
 from tests.testing import assert_close
 
@@ -63,16 +63,6 @@ def test_registered_with_torch_library():
         torch.library.opcheck(torch.ops.defocus.blocked_attention.default, (*args, decay.requires_grad_(), causal))
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-def test_what_flex_attention_is_given(causal):
-    # Without its compiled kernels it runs anywhere and computes the same.
-    from torch.nn.attention.flex_attention import flex_attention
-
-    values = inputs(1, 128, h=2, k=16, v=16)
-    out = flex._attend(flex_attention, *values, 2.25, 1.5, causal)
-    assert_close(out, scaled(*values, causal=causal, backend="reference"))
-
-
 def test_the_matrix_of_all_pairs_never_exists():
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -98,6 +88,7 @@ def test_the_matrix_of_all_pairs_never_exists():
     [
         (dict(k=torch.zeros(1, 4, 3, 6)), r"q and k must be \(b, l, h, k\)"),
         (dict(decay=torch.zeros(2)), r"decay must be \(3,\) and freq \(3, 4\)"),
+        (dict(v=torch.zeros(1, 4, 3, 12, device="meta")), "q on cpu, k on cpu, v on meta, decay on cpu, freq on cpu"),
     ],
 )
 def test_bad_input(change, message):

@@ -10,11 +10,9 @@ import types
 import pytest
 import torch
 
-from backbones.ops import retention
 from backbones.ops.deformable_attention import mmcv_backend
-from backbones.ops.retention.fla_backend import fla_retention
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_causal_conv1d_silu, mamba_ssm_defocus_scan
-from tests.ops import heads, test_causal_conv1d, test_deformable_attention, test_selective_scan
+from tests.ops import test_causal_conv1d, test_deformable_attention, test_selective_scan
 from tests.testing import TOLERANCE, assert_close
 
 
@@ -26,31 +24,6 @@ def install(monkeypatch, name, **members):
         module.__spec__ = importlib.machinery.ModuleSpec(path, None)
         monkeypatch.setitem(sys.modules, path, module)
     vars(sys.modules[name]).update(members)
-
-
-def simple_gla(q, k, v, g=None, scale=None):
-    """S_t = e^{g_t} S_{t-1} + k_t v_tᵀ, o_t = scale · S_tᵀ q_t; q, k, v `(b, l, h, ·)`, g `(b, l, h)`."""
-    assert g.shape == q.shape[:3] and g.dtype == torch.float32
-    assert all(x.is_contiguous() for x in (q, k, v, g))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    state, out = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1]), []
-    for t in range(q.shape[1]):
-        state = g[:, t, :, None, None].exp() * state + k[:, t, :, :, None] * v[:, t, :, None]
-        out.append(scale * (q[:, t, :, :, None] * state).sum(-2))
-    return torch.stack(out, 1), state
-
-
-@pytest.mark.parametrize("rope_scale, delta_scale", [(1.0, 1.0), (3.0, 1.0), (1.0, 3.0)])
-def test_what_flash_linear_attention_is_given(monkeypatch, rope_scale, delta_scale):
-    install(monkeypatch, "fla.ops.simple_gla", chunk_simple_gla=simple_gla)
-    scales = (rope_scale, delta_scale)
-
-    def run(*values, backend):
-        if backend == "fla":
-            return fla_retention(*values, *scales)
-        return retention(*values, rope_scale=rope_scale, delta_scale=delta_scale, backend=backend)
-
-    heads.check(run, heads.inputs(2, 30), "cpu", "fla")
 
 
 class MultiScaleDeformableAttnFunction:

@@ -33,16 +33,21 @@ on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA GPU, a
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 
 
-@needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="this is it")
-def test_in_the_interpreter():
+def interpret(file):
+    """Runs the tests of a file that are called ``test_interpreted_…`` in a process with the interpreter on."""
     # No GPU there, so that none of them runs as anything but interpreted.
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", file]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     summary = result.stdout.strip().splitlines()[-1:]
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in summary[0] and " skipped" not in summary[0], summary
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="this is it")
+def test_in_the_interpreter():
+    interpret(__file__)
 
 
 def shorten_chunks(monkeypatch, chunk, piece):

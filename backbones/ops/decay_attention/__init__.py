@@ -3,15 +3,15 @@
 from torch import Tensor
 
 from backbones.ops.decay_attention.blocked import blocked_decay_attention
-from backbones.ops.decay_attention.flex import flex_decay_attention
-from backbones.ops.decay_attention.flex import refusal as flex_refusal
 from backbones.ops.decay_attention.naive import naive_decay_attention
+from backbones.ops.decay_attention.triton_backend import triton_decay_attention
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
 DECAY_ATTENTION = Operation(
     "decay_attention",
     (
-        Backend("flex", flex_decay_attention, flex_refusal),
+        Backend("triton", triton_decay_attention, triton_refusal),
         Backend("torch", blocked_decay_attention, serves_every_device),
         Backend("reference", naive_decay_attention, serves_every_device, automatic=False),
     ),
@@ -53,7 +53,7 @@ def decay_attention(
         `(b, l, h, v)` in the dtype of ``q``.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown backend.
+        ValueError: Shapes that do not fit, inputs on several devices, an unknown backend.
         RuntimeError: The named backend cannot run here.
     """
     check_heads(q, k, v, decay, freq)
@@ -73,3 +73,6 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor) ->
             f"decay must be {(heads,)} and freq {(heads, channels // 2)} to fit q {tuple(q.shape)}, "
             f"got {tuple(decay.shape)} and {tuple(freq.shape)}"
         )
+    if any(x.device != q.device for x in (k, v, decay, freq)):
+        devices = ", ".join(f"{name} on {x.device}" for name, x in dict(q=q, k=k, v=v, decay=decay, freq=freq).items())
+        raise ValueError(f"the inputs must be on one device, got {devices}")

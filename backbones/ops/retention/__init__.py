@@ -5,14 +5,14 @@ from torch import Tensor
 from backbones.ops.decay_attention import check_heads
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
 from backbones.ops.retention.chunked import chunked_retention
-from backbones.ops.retention.fla_backend import fla_retention
-from backbones.ops.retention.fla_backend import refusal as fla_refusal
 from backbones.ops.retention.naive import naive_retention, recurrent_retention
+from backbones.ops.retention.triton_backend import triton_retention
+from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
 RETENTION = Operation(
     "retention",
     (
-        Backend("fla", fla_retention, fla_refusal),
+        Backend("triton", triton_retention, triton_refusal),
         Backend("torch", chunked_retention, serves_every_device),
         Backend("reference", naive_retention, serves_every_device, automatic=False),
         Backend("recurrent", recurrent_retention, serves_every_device, automatic=False),
@@ -48,7 +48,7 @@ def retention(
         `(b, l, h, v)` in the dtype of ``q``.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown backend.
+        ValueError: Shapes that do not fit, inputs on several devices, an unknown backend.
         RuntimeError: The named backend cannot run here.
     """
     check_heads(q, k, v, decay, freq)
