@@ -33,7 +33,6 @@ PACKAGES = {
     "mamba-ssm": "mamba_ssm",
     "mamba-ssm's CUDA scan": "selective_scan_cuda",
     "causal-conv1d": "causal_conv1d",
-    "flash-linear-attention": "fla",
 }
 # Settings of others that change what runs, or how fast.
 VARIABLES = ("CXX", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "TRITON_INTERPRET")

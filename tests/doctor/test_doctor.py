@@ -189,22 +189,22 @@ def test_a_test_of_a_backend_that_raises_is_a_refusal(monkeypatch):
     def raise_(device):
         raise OSError("libcuda.so is\nof another driver")
 
-    monkeypatch.setitem(RETENTION.backends, "fla", replace(RETENTION.backends["fla"], refusal=raise_))
+    monkeypatch.setitem(RETENTION.backends, "triton", replace(RETENTION.backends["triton"], refusal=raise_))
     choice = choose(RETENTION, "cpu")
-    assert choice.refused["fla"] == "its test raised OSError: libcuda.so is of another driver"
-    assert "fla" not in {backend.name for backend in checks.runnable(CASE, "cpu")}
+    assert choice.refused["triton"] == "its test raised OSError: libcuda.so is of another driver"
+    assert "triton" not in {backend.name for backend in checks.runnable(CASE, "cpu")}
 
 
 def test_what_is_taken_and_why_not_the_others(monkeypatch):
     choice = choose(RETENTION, "cpu")
     assert (choice.taken, choice.spare) == ("torch", ["reference", "recurrent"])
-    assert list(choice.refused) == ["fla"] and "need CUDA" in choice.refused["fla"]
+    assert list(choice.refused) == ["triton"] and "need CUDA" in choice.refused["triton"]
     monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "recurrent")
     assert choose(RETENTION, "cpu").taken == "recurrent"
 
 
 def test_a_variable_that_names_what_cannot_run_is_wrong(monkeypatch):
-    monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "fla")
+    monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "triton")
     result = found()
     assert result.status == 1
     assert "retention cannot run on cpu: RuntimeError: retention: DEFOCUS_RETENTION_BACKEND=" in to_markdown(result)

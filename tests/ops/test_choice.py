@@ -40,7 +40,7 @@ def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
     assert chosen("cpu") == dict(
         defocus_scan="cpu",
         causal_conv1d_silu="cpu",
-        decay_attention="torch",
+        decay_attention="cpu",
         retention="torch",
         deformable_attention="cpu",
     )

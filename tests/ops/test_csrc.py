@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.ops import causal_conv1d_silu, cpu_extension, deformable_attention
+from backbones.ops import causal_conv1d_silu, cpu_extension, decay_attention, deformable_attention
+from tests.ops import heads
 from tests.ops.test_causal_conv1d import definition
 from tests.ops.test_deformable_attention import SHAPES as MAPS
 from tests.ops.test_deformable_attention import inputs as deformable_inputs
@@ -80,11 +81,26 @@ def test_deformable_attention(dtype):
     compare(actual, expected, leaves, doubles)
 
 
-def compare(actual, expected, leaves, doubles):
+@pytest.mark.usefixtures("branch", "poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+def test_decay_attention(dtype, causal):
+    values = heads.inputs(2, 70, h=4, dtype=dtype)
+    if dtype == torch.float64:
+        values = [x.double() for x in values]
+    leaves = [x.requires_grad_() for x in values]
+    doubles = [x.detach().double().requires_grad_() for x in leaves]
+    actual, expected = (
+        decay_attention(*x, causal=causal, backend=backend) for x, backend in ((leaves, "cpu"), (doubles, "reference"))
+    )
+    compare(actual, expected, leaves, doubles, heads.limit(dtype, 70, "cpu") if dtype != torch.float64 else None)
+
+
+def compare(actual, expected, leaves, doubles, tolerance=None):
     """A result and its gradients with those in float64."""
-    assert_close(actual, expected, "output")
+    assert_close(actual, expected, "output", tolerance)
     weight = torch.randn_like(expected)
     grads = torch.autograd.grad((actual * weight).sum(), leaves)
     expected_grads = torch.autograd.grad((expected * weight).sum(), doubles)
     for i, (grad, expected_grad) in enumerate(zip(grads, expected_grads)):
-        assert_close(grad, expected_grad, f"gradient {i}")
+        assert_close(grad, expected_grad, f"gradient {i}", tolerance)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from backbones.ops import decay_attention
 from backbones.ops.decay_attention import DECAY_ATTENTION
 from tests.ops.heads import check, inputs, running
-from tests.testing import assert_close
+from tests.testing import assert_close, needs_library
 
 RUNNING = running(DECAY_ATTENTION)
 scaled = partial(decay_attention, rope_scale=2.25, delta_scale=1.5)
@@ -51,16 +51,18 @@ def test_later_tokens_change_no_earlier_bit(device, backend):
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-def test_gradcheck(causal):
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=needs_library)])
+def test_gradcheck(causal, backend):
     leaves = [x.double().requires_grad_() for x in inputs(2, 7, h=2, k=4, v=3)]
-    assert torch.autograd.gradcheck(partial(scaled, causal=causal, backend="torch"), leaves)
+    assert torch.autograd.gradcheck(partial(scaled, causal=causal, backend=backend), leaves)
 
 
-def test_registered_with_torch_library():
+@pytest.mark.parametrize("name", ["blocked_attention", pytest.param("decay_attention_cpu", marks=needs_library)])
+def test_registered_with_torch_library(name):
     q, k, v, decay, _ = inputs(2, 150)
     args = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
     for causal in (True, False):
-        torch.library.opcheck(torch.ops.defocus.blocked_attention.default, (*args, decay.requires_grad_(), causal))
+        torch.library.opcheck(getattr(torch.ops.defocus, name).default, (*args, decay.requires_grad_(), causal))
 
 
 def test_the_matrix_of_all_pairs_never_exists():
@@ -81,6 +83,29 @@ def test_the_matrix_of_all_pairs_never_exists():
     with Largest() as largest:
         decay_attention(*leaves, backend="torch").sum().backward()
     assert largest.elements <= heads * length**2 / 8
+
+
+@needs_library
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+def test_the_number_of_threads_changes_no_bit_of_the_decays_gradient(causal):
+    leaves = [x.requires_grad_() for x in inputs(2, 300)]
+    threads, grads = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            out = decay_attention(*leaves, causal=causal, backend="cpu")
+            grads.append(torch.autograd.grad(out.square().sum(), leaves[3])[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*grads)
+
+
+@needs_library
+def test_the_compiled_gradient_has_no_gradient():
+    leaves = [x.requires_grad_() for x in inputs(1, 3)]
+    (dq,) = torch.autograd.grad(decay_attention(*leaves, backend="cpu").square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match='decay_attention has first derivatives only: choose backend="reference"'):
+        dq.sum().backward()
 
 
 @pytest.mark.parametrize(

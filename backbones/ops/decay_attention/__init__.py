@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
+from backbones.ops import cpu_extension
 from backbones.ops.decay_attention.blocked import blocked_decay_attention
+from backbones.ops.decay_attention.cpu import cpu_decay_attention
 from backbones.ops.decay_attention.naive import naive_decay_attention
 from backbones.ops.decay_attention.triton_backend import triton_decay_attention
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
@@ -11,6 +13,7 @@ from backbones.ops.selective_scan.triton_backend import refusal as triton_refusa
 DECAY_ATTENTION = Operation(
     "decay_attention",
     (
+        Backend("cpu", cpu_decay_attention, cpu_extension.refusal),
         Backend("triton", triton_decay_attention, triton_refusal),
         Backend("torch", blocked_decay_attention, serves_every_device),
         Backend("reference", naive_decay_attention, serves_every_device, automatic=False),

@@ -118,6 +118,18 @@ def _differentiate(ctx, grad):
 _attend.register_autograd(_differentiate, setup_context=_setup_context)
 
 
+def heads_apart(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor, rope_scale: float, delta_scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turned q and k, and v, each `(b, h, l, ·)`, and λ divided by its scale, at least fp32."""
+    if q.dtype == torch.float16:
+        # A product of queries and keys may be larger than fp16 goes, though its decayed weight is not.
+        q, k, v = q.float(), k.float(), v.float()
+    q, k = rotate_pairs(q, freq, rope_scale), rotate_pairs(k, freq, rope_scale)
+    decay = decay.to(torch.promote_types(decay.dtype, torch.promote_types(q.dtype, torch.float32))) / delta_scale
+    return *(x.transpose(1, 2).contiguous() for x in (q, k, v)), decay
+
+
 def blocked_decay_attention(
     q: Tensor,
     k: Tensor,
@@ -130,11 +142,5 @@ def blocked_decay_attention(
 ) -> Tensor:
     """See `decay_attention`."""
     dtype = q.dtype
-    if dtype == torch.float16:
-        # A product of queries and keys may be larger than fp16 goes, though its decayed weight is not.
-        q, k, v = q.float(), k.float(), v.float()
-    q = rotate_pairs(q, freq, rope_scale) * q.shape[-1] ** -0.5
-    k = rotate_pairs(k, freq, rope_scale)
-    decay = decay.to(torch.promote_types(decay.dtype, torch.promote_types(q.dtype, torch.float32))) / delta_scale
-    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    return _attend(q, k, v, decay, causal).transpose(1, 2).to(dtype)
+    q, k, v, decay = heads_apart(q, k, v, decay, freq, rope_scale, delta_scale)
+    return _attend(q * q.shape[-1] ** -0.5, k, v, decay, causal).transpose(1, 2).to(dtype)

@@ -129,7 +129,7 @@ def _gradient_kernel(
     grad_batch, grad_token, grad_head, v_batch, v_token, v_head, l, chunks, v_dims, rate_scale,
     CHUNK: tl.constexpr, BLOCK_V: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the turned q and k; the rest of delta_scale · dλ, a partial sum by program."""
+    """Gradients of the turned q and k; the rest of delta_scale · dλ, token by token."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
     chunk = tl.program_id(0).to(tl.int64)
@@ -166,7 +166,7 @@ def _gradient_kernel(
     distance = step[:, None] - step[None, :]
     dscores *= tl.where(distance >= 0, tl.exp2(rate * tl.maximum(distance, 0)), 0.0)
     reach += tl.sum(dscores * tl.dot(q, tl.trans(k), input_precision="ieee") * distance, 1)
-    tl.store(ddecay_ptr + (batch * chunks + chunk) * heads + head, tl.sum(reach, 0))
+    tl.store(ddecay_ptr + row * l + token, reach, mask=token < l)
     dscores = dscores.to(q.dtype)
     dq = tl.dot(dscores, k, dq, input_precision="ieee")
     dk = tl.dot(tl.trans(dscores), q, dk, input_precision="ieee")
@@ -252,12 +252,12 @@ def backward(
         _add_up(k, q, grad, decay, dstates, rate_scale, dv, reverse=True)
         chunks = states.shape[2]
         dturned_q, dturned_k = (torch.empty(q.shape, **fp32) for _ in range(2))
-        ddecay = torch.empty(b, chunks, h, **fp32)
+        ddecay = torch.empty(b, h, l, **fp32)
         _gradient_kernel[(chunks, h, b)](
             grad, q, k, v, decay, states, dstates, dturned_q, dturned_k, ddecay,
             *grad.stride()[:3], *v.stride()[:3], l, chunks, v_dims, rate_scale,
             **_sizes(q, v_dims), num_warps=8, num_stages=2,
         )  # fmt: skip
         dfreq = turn_back(q, k, dturned_q, dturned_k, freq, rope_scale, dq, dk)
-    ddecay = ddecay.sum((0, 1), dtype=torch.float64) + ddecay_across.sum((0, 1), dtype=torch.float64)
+    ddecay = ddecay.sum((0, 2), dtype=torch.float64) + ddecay_across.sum((0, 1), dtype=torch.float64)
     return dq, dk, dv, ddecay / delta_scale, dfreq
