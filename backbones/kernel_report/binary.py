@@ -42,7 +42,10 @@ def missing_tools() -> str | None:
     """Why nothing can be compiled here, or None."""
     try:
         from triton import knobs
+        from triton.runtime.jit import JITFunction
 
+        if not hasattr(JITFunction, "_pack_args"):
+            return "this Triton is too old to be asked what it would compile: install triton>=3.6"
         tools = {name: getattr(knobs.nvidia, name) for name in ("ptxas", "ptxas_blackwell", "cuobjdump")}
         absent = [name for name, tool in tools.items() if not os.access(tool.path, os.X_OK)]
     except (ImportError, AttributeError, RuntimeError) as error:

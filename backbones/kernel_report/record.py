@@ -269,13 +269,12 @@ class Recorder(TorchDispatchMode):
 
 def _triton_jit():
     try:
+        from triton import knobs
         from triton.runtime import jit
     except ImportError as error:
         raise RuntimeError(
             f"what kernels compile to is found with Triton, which cannot be imported ({error})"
         ) from error
-    from triton import knobs
-
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET=1 replaces Triton's compiler: unset it before Python starts")
     return jit
