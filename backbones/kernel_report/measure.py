@@ -47,7 +47,7 @@ class Cost:
         cycles: From the start of the launch to its end, simulated: programs one after another, as many at once as fit.
         loops: The innermost loops, in order.
         static_instructions: Of the kernel as it stands.
-        guessed: Loops whose number of rounds could not be found, and is taken for 1.
+        guessed: Loops whose number of rounds depends on data or could not be found, and is taken for 1.
     """
 
     instructions: float
@@ -100,10 +100,10 @@ def measure_all(
 def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
     """Counts what a launch does, from its machine code and the number of rounds that its loops make."""
     blocks = ptx.parse(binary.ptx)
-    visits = _mean_visits(blocks, launch)
+    visits, on_data = _mean_visits(blocks, launch)
     code = sass.parse(binary.sass)
     found = sass.loops(code)
-    rounds, guessed = _rounds(found, blocks, visits)
+    rounds, guessed = _rounds(found, blocks, visits, on_data)
     parts = [(sass.outside(code, found), 1.0), *((loop.own, n) for loop, (n, _) in zip(found, rounds))]
     warps = launch.programs * binary.warps
     schedulers = card.gpu.multiprocessors * SCHEDULERS
@@ -133,7 +133,7 @@ def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
     )
 
 
-def _mean_visits(blocks: Sequence[ptx.Block], launch: Launch) -> list[float]:
+def _mean_visits(blocks: Sequence[ptx.Block], launch: Launch) -> tuple[list[float], set[int]]:
     values = {f"param_{i}": value for i, value in enumerate(launch.values.values())}
     # Spread along each axis by itself, in another order on each: what a program does may depend on any of them.
     places = [[(a * i + a // 2) % _SAMPLES for i in range(_SAMPLES)] for a in (1, 2, 3)]
@@ -144,7 +144,7 @@ def _mean_visits(blocks: Sequence[ptx.Block], launch: Launch) -> list[float]:
     return ptx.counts(blocks, values, sorted(chosen), launch.grid)
 
 
-def _rounds(found, blocks, visits):
+def _rounds(found, blocks, visits, on_data):
     """Of each loop of the machine code: how often it is gone round, and how many steps of the source that is."""
     spans = ptx.loops(blocks)
     candidates = []
@@ -153,13 +153,13 @@ def _rounds(found, blocks, visits):
         own = [i for i in range(first, last + 1) if not any(a <= i <= b for a, b in inner)]
         counted = sum((blocks[i].kinds for i in own), start=type(blocks[0].kinds)())
         heaviest = max(own, key=lambda i: blocks[i].kinds["all"])
-        candidates.append((counted, visits[heaviest]))
+        candidates.append((counted, visits[heaviest], not on_data.isdisjoint(own)))
     matches, position = [], 0
     for loop in found:
         kinds = sass.kinds(loop.own)
         options = [
             (_difference(kinds, counted, copies), -copies, i, copies)
-            for i, (counted, _) in enumerate(candidates)
+            for i, (counted, *_) in enumerate(candidates)
             if i >= position
             for copies in (1, 2, 3, 4, 8)
         ]
@@ -172,7 +172,7 @@ def _rounds(found, blocks, visits):
     # A loop may stand there twice, unrolled and for what is left over.
     copies_of = {i: sum(m[1] for m in matches if m and m[0] == i) for i in range(len(candidates))}
     rounds = [(candidates[m[0]][1] / copies_of[m[0]], m[1]) if m else (1.0, 1) for m in matches]
-    return rounds, matches.count(None)
+    return rounds, sum(m is None or candidates[m[0]][2] for m in matches)
 
 
 def _difference(machine, virtual, copies):

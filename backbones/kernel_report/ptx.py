@@ -103,8 +103,8 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
 
 def counts(
     blocks: list[Block], values: Mapping[str, int], programs: Sequence[tuple[int, ...]], grid: tuple[int, ...]
-) -> list[float]:
-    """How often a thread goes through each block, in the mean of some programs.
+) -> tuple[list[float], set[int]]:
+    """How often a thread goes through each block, in the mean of some programs, and which ones would lead back on data.
 
     Args:
         blocks: Of the kernel.
@@ -119,14 +119,15 @@ def counts(
     at = {block.label: i for i, block in enumerate(blocks) if block.label}
     known = {f"%nctaid.{axis}": number for axis, number in zip("xyz", grid)}
     known |= {"%tid.x": 0, "%laneid": 0, "%warpid": 0}
+    on_data: set[int] = set()
     runs = [
-        _visits(code, at, values, known | {f"%ctaid.{axis}": number for axis, number in zip("xyz", program)})
+        _visits(code, at, values, on_data, known | {f"%ctaid.{axis}": number for axis, number in zip("xyz", program)})
         for program in programs
     ]
-    return [sum(column) / len(runs) for column in zip(*runs)]
+    return [sum(column) / len(runs) for column in zip(*runs)], on_data
 
 
-def _visits(code, at, values, known):
+def _visits(code, at, values, on_data, known):
     visits = [0] * len(code)
     i, total = 0, 0
     while i < len(code):
@@ -141,6 +142,8 @@ def _visits(code, at, values, known):
                 condition = True if predicate is None else known.get(predicate)
                 # Onwards if nobody knows: what is then left out is seldom needed.
                 taken = target > i if condition is None else condition != negated
+                if condition is None and not taken:
+                    on_data.add(i)
                 if taken:
                     after = target
             elif operation.startswith(("ret", "exit")):

@@ -73,7 +73,7 @@ def _extremes(found):
 
 def _loops(row):
     loops = [f"{x['rounds']:.0f} × {x['instructions']:.0f}" for x in row["loops"] if x["rounds"] > 1]
-    return " + ".join(loops) + (" (rounds unknown)" if row["guessed_loops"] else "") or "–"
+    return " + ".join(loops) + (" (rounds of some unknown)" if row["guessed_loops"] else "") or "–"
 
 
 def _programs(found):

@@ -29,7 +29,9 @@ def test_nothing_spills(found):
 
 
 def test_every_loop_is_counted(found):
-    assert [row["kernel"] for row in found["kernels"] if row["guessed_loops"]] == []
+    guessed = {row["operation"] for row in found["kernels"] if row["guessed_loops"]}
+    # How many points fall on a value is known to the data alone.
+    assert guessed <= {"deformable_attention"}
 
 
 def test_a_scan_has_an_exponential_a_state_at_least(found):

@@ -47,7 +47,7 @@ $L__BB0_4:
 def times(text, kind, values, program=0):
     """How often instructions of a kind are run."""
     blocks = ptx.parse(text)
-    visits = ptx.counts(blocks, {f"param_{i}": v for i, v in enumerate(values)}, [(program, 0, 0)], (9, 1, 1))
+    visits, _ = ptx.counts(blocks, {f"param_{i}": v for i, v in enumerate(values)}, [(program, 0, 0)], (9, 1, 1))
     return sum(block.kinds[kind] * n for block, n in zip(blocks, visits))
 
 
@@ -86,6 +86,9 @@ def test_a_branch_on_data_leads_onwards_and_never_back():
     )
     assert times(text, "exp2", (1,)) == 0
     assert times(text, "store", (1,)) == 1
+    blocks = ptx.parse(text)
+    _, on_data = ptx.counts(blocks, {}, [(0, 0, 0)], (1, 1, 1))
+    assert [blocks[i].label for i in on_data] == ["$L__BB0_2"]
 
 
 def test_what_is_read_over_a_known_number_is_unknown():
