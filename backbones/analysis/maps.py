@@ -18,8 +18,7 @@ TOKENS_OF_QUERIES = 8192
 
 
 def layer_runs(depth: int, erf_layers: Sequence[int] = (-1,)) -> int:
-    """How often `measure` runs a layer: all for forward, gradient and attention, and those up to each of
-    ``erf_layers``."""
+    """How often `measure` runs a layer: three times each, and for every field on the pixels those up to its layer."""
     return 3 * depth + sum(index + 1 for index in map_layers(depth, erf_layers))
 
 

@@ -105,7 +105,7 @@ def retnet(module, args, kwargs, out):
 
 
 def timm_attention(module, args, kwargs, out):
-    """Both products; its projections are modules."""
+    """Both products of a window or an image; the projections are modules."""
     b, l, width = args[0].shape
     return b * l * l * width * 4
 
@@ -132,6 +132,7 @@ RULES = {
     "ViTMixer": vit,
     "RetNetMixer": retnet,
     "Attention": timm_attention,
+    "WindowAttention": timm_attention,
     "DeformableAttention": our_deformable,
     "MultiScaleDeformableAttention": their_deformable,
 }
