@@ -25,10 +25,11 @@ from torch import Tensor
 from backbones.ops.rotary_triton_kernels import padded, rows_adjacent, turn, turn_back, working_dtype
 
 # Queries and keys of a block, warps, stages of the pipeline of loads: as many as no architecture from sm_80 on spills
-# for at the published width of a head (but for 28 bytes on sm_86 in fp32). By the dtype that is multiplied in.
+# for at the published width of a head. By the dtype that is multiplied in.
+# Where a program has queries, their number is a multiple of that of the keys.
 FORWARD = {torch.bfloat16: (128, 64, 8, 3), torch.float16: (128, 64, 8, 3), torch.float32: (64, 32, 8, 2)}
 QUERY_GRADIENT = {torch.bfloat16: (128, 32, 8, 3), torch.float16: (128, 32, 8, 3), torch.float32: (64, 32, 8, 2)}
-KEY_GRADIENT = {torch.bfloat16: (16, 64, 4, 3), torch.float16: (16, 64, 4, 3), torch.float32: (16, 32, 4, 2)}
+KEY_GRADIENT = {torch.bfloat16: (16, 64, 4, 3), torch.float16: (16, 64, 4, 3), torch.float32: (32, 16, 4, 2)}
 PUBLISHED_WIDTH = 64
 
 LOG2_E = math.log2(math.e)
@@ -223,7 +224,7 @@ def _query_gradient_kernel(
 
 @triton.jit
 def _gradient_of_keys(
-    dk, dv, k, v, key, grad_ptr, lse_ptr, inner_ptr, q_ptr, grad_token, v_dims, l, low, high, between, rate, scale,
+    dk, dv, k, v, key, grad_ptr, lse_ptr, inner_ptr, q_ptr, grad_token, v_dims, low, high, between, rate, scale,
     FAR: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_Q: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
 ):  # fmt: skip
@@ -237,11 +238,11 @@ def _gradient_of_keys(
         q_tile = q_ptr + tl.cast(first, tl.int64) * K_DIMS + q_at
         grad_tile = grad_ptr + tl.cast(first, tl.int64) * grad_token + grad_at
         if MASKED:
-            v_mask &= (query < l)[:, None]
-            q = tl.load(q_tile, mask=(query < l)[:, None], other=0.0)
-            # No key has a share in a query that is not there.
-            lse = tl.load(lse_ptr + query, mask=query < l, other=float("inf"))
-            inner = tl.load(inner_ptr + query, mask=query < l, other=0.0)
+            v_mask &= (query < high)[:, None]
+            q = tl.load(q_tile, mask=(query < high)[:, None], other=0.0)
+            # No key has a share in a query that is not there, or is of another range.
+            lse = tl.load(lse_ptr + query, mask=query < high, other=float("inf"))
+            inner = tl.load(inner_ptr + query, mask=query < high, other=0.0)
         else:
             q = tl.load(q_tile)
             lse = tl.load(lse_ptr + query)
@@ -285,21 +286,17 @@ def _key_gradient_kernel(
     dk = tl.zeros([BLOCK_K, K_DIMS], tl.float32)
     dv = tl.zeros([BLOCK_K, V_DIMS], tl.float32)
     first, last = start.to(tl.float32), (end - 1).to(tl.float32)
-    # Queries from ``low`` to ``high`` lie on both sides of the keys. They are whole blocks of queries, which may be
-    # wider than one of keys: what begins in the middle of one would count its second half twice.
-    low = start // BLOCK_Q * BLOCK_Q
-    high = tl.minimum(low + tl.maximum(BLOCK_Q, BLOCK_K), l)
     if not CAUSAL:
         dk, dv = _gradient_of_keys(
-            dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, l, 0, low, first,
-            rate, scale, True, False, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS,
+            dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, 0, start, first,
+            rate, scale, True, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS,
         )  # fmt: skip
     dk, dv = _gradient_of_keys(
-        dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, l, low, high, first,
+        dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, start, end, first,
         rate, scale, False, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS,
     )  # fmt: skip
     dk, dv = _gradient_of_keys(
-        dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, l, high, l, last,
+        dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, end, l, last,
         rate, scale, True, True, False, BLOCK_Q, K_DIMS, V_DIMS,
     )  # fmt: skip
     tl.store(dk_ptr + k_at, dk * _LN_2, mask=inside[:, None])
