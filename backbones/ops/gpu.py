@@ -33,7 +33,7 @@ class Gpu:
 
 # Of Triton's interpreter: so small that a program there gets several items, as it does on a GPU.
 INTERPRETER = Gpu(
-    "Triton's interpreter", 0, multiprocessors=1, l2_bytes=2**16, registers=2**16, shared_bytes=2**16, warps=4
+    "Triton's interpreter", 0, multiprocessors=1, l2_bytes=1, registers=2**16, shared_bytes=2**16, warps=4
 )
 
 _pretended: Gpu | None = None

@@ -66,3 +66,8 @@ def check(shape, dtype, device, backend):
 def test_bad_input():
     with pytest.raises(ValueError, match=r"needs x \(b, l, d\)"):
         causal_conv1d_silu(torch.zeros(1, 2, 3), torch.zeros(4, 1, 4), torch.zeros(4))
+
+
+def test_devices_have_to_agree():
+    with pytest.raises(ValueError, match="x is on cpu, weight on meta, bias on cpu: move them to one device"):
+        causal_conv1d_silu(torch.zeros(1, 2, 3), torch.zeros(3, 1, 4, device="meta"), torch.zeros(3))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.ops import defocus_scan
 from backbones.ops.selective_scan import DEFOCUS_SCAN
@@ -142,7 +143,11 @@ def check_views(case, device, backend):
 
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_the_gradient_of_a_sum_is_one_number_expanded(device, backend):
-    inputs, _, group, _, _ = truth((2, 33, 32, 8, 16))
+    check_expanded_gradient((2, 33, 32, 8, 16), device, backend)
+
+
+def check_expanded_gradient(shape, device, backend):
+    inputs, _, group, _, _ = truth(shape)
     leaves = [x.to(device).requires_grad_() for x in inputs]
     out = run(leaves, group, backend)
     expected = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
@@ -198,17 +203,62 @@ def check_that_a_nan_stays(shape, device, backend):
     assert_close(out[[0, 2]], expected[[0, 2]], "other samples", 5e-5)
 
 
-@pytest.mark.parametrize("device, backend", [p for p in RUNNING if p.values[0] == "cpu"])
+@pytest.mark.parametrize("device, backend", RUNNING)
 def test_two_runs_give_the_same_bits(device, backend):
-    inputs, weight, group, _, _ = truth((3, 500, 72, 16, 24))
+    check_repeats((3, 500, 72, 16, 24), device, backend)
+
+
+def check_repeats(shape, device, backend):
+    inputs, weight, group, _, _ = truth(shape)
 
     def once():
-        leaves = [x.clone().requires_grad_() for x in inputs]
+        leaves = [x.to(device, copy=True).requires_grad_() for x in inputs]
         out = run(leaves, group, backend)
-        return out, *torch.autograd.grad((out * weight).sum(), leaves)
+        return out, *torch.autograd.grad((out * weight.to(device)).sum(), leaves)
 
     for first, second in zip(once(), once()):
         assert torch.equal(first, second)
+
+
+# Those with an operator of their own.
+REGISTERED = [p for p in RUNNING if p.values[1] != "mamba_ssm"]
+
+
+@pytest.mark.parametrize("device, backend", REGISTERED)
+def test_second_derivatives_are_refused(device, backend):
+    check_second_derivative((1, 3, 8, 4, 4), device, backend)
+
+
+def check_second_derivative(shape, device, backend):
+    inputs, _, group, _, _ = truth(shape)
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    grads = torch.autograd.grad(run(leaves, group, backend).sum(), leaves, create_graph=True)
+    message = f"backend='{backend}' of defocus_scan has no second derivative: choose backend=\"reference\""
+    with pytest.raises(RuntimeError, match=message):
+        grads[0].sum().backward()
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of zeros that are asked for."""
+
+    zeros = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if "zeros" in function.name():
+            self.zeros += out.numel() * out.element_size()
+        return out
+
+
+@pytest.mark.parametrize("device, backend", REGISTERED)
+def test_no_gradient_of_zeros_is_made_for_the_kept_states(device, backend):
+    inputs, _, group, _, _ = truth((2, 130, 64, 16, 32))
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    out = run(leaves, group, backend)
+    states = out.numel() // 130 * 3 * 16 * 4
+    with Allocations() as allocations:
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert allocations.zeros < states
 
 
 def test_saved_memory_does_not_grow_with_the_states():
@@ -234,6 +284,7 @@ def test_saved_memory_does_not_grow_with_the_states():
     [
         (dict(norm_group_dims=7), "norm_group_dims=7 does not divide the 40 channels"),
         (dict(B=torch.zeros(3, 2, 6)), r"B must be \(3, 2, 8\)"),
+        (dict(z=torch.zeros(3, 2, 40, device="meta")), "z is on meta, u on cpu: move them to one device"),
         (dict(u=torch.zeros(3, 40)), r"u must be \(b, l, d\)"),
         (dict(backend="cuda"), "'cuda' is no backend of defocus_scan; there are: .*torch"),
     ],

@@ -13,17 +13,22 @@ import pytest
 import torch
 
 from backbones.ops import causal_conv1d_silu, defocus_scan
+from backbones.ops.selective_scan.naive import rotate_states
 from tests.ops.test_causal_conv1d import check as check_convolution
 from tests.ops.test_dtypes import compare
 from tests.ops.test_selective_scan import (
     NAMES,
     check,
+    check_expanded_gradient,
     check_registration,
+    check_repeats,
+    check_second_derivative,
     check_that_a_nan_stays,
     check_views,
     run,
     truth,
 )
+from tests.testing import assert_close
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available()
@@ -50,12 +55,16 @@ def test_in_the_interpreter():
     interpret(__file__)
 
 
-def shorten_chunks(monkeypatch, chunk, piece):
-    """Borders of chunks and of their pieces are then crossed within few tokens: one takes milliseconds."""
+def shorten_chunks(monkeypatch, chunk, piece, segment_chunks=None):
+    """Borders of chunks, segments and blocks are then crossed within few tokens and channels."""
     from backbones.ops.selective_scan import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "CHUNK", chunk)
     monkeypatch.setattr(triton_kernels, "PIECE", piece)
+    monkeypatch.setattr(triton_kernels, "BLOCKS", 1)
+    if segment_chunks:
+        cut = lambda b, l, d, n, device: (segment_chunks, -(-l // (chunk * segment_chunks)))  # noqa: E731
+        monkeypatch.setattr(triton_kernels, "_cut", cut)
 
 
 @pytest.fixture
@@ -63,33 +72,48 @@ def short_chunks(monkeypatch):
     shorten_chunks(monkeypatch, 4, 2)
 
 
-# (b, l, d, n, norm group): sizes that fill no block of channels, states, chunks or pieces of chunks. d·n is small, for
-# where chunks are joined the interpreter takes a number at a time.
+# (b, l, d, n, norm group): sizes that fill no block of channels, states, chunks or pieces of chunks; a group of several
+# blocks, and of channels for which the gradients of B and C have several parts.
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory", "short_chunks")
-@pytest.mark.parametrize("shape", [(1, 1, 48, 8, 16), (2, 2, 64, 16, 64), (2, 6, 36, 2, 18), (1, 5, 4, 32, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 20, 8, 10), (1, 2, 32, 16, 32), (2, 5, 20, 2, 10), (1, 5, 40, 2, 40), (1, 2, 3, 64, 1)],
+    ids=str,
+)
 def test_interpreted_scan(shape):
     check(truth(shape), "cpu", "triton")
 
 
+# One chunk a segment, and more segments than are joined at once; segments of three chunks, the last one shorter.
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory")
-def test_interpreted_scan_of_more_chunks_than_are_joined_at_once(monkeypatch):
-    shorten_chunks(monkeypatch, 2, 1)
-    check(truth((1, 21, 12, 2, 12)), "cpu", "triton")
+@pytest.mark.parametrize("length, segment_chunks", [(38, 1), (29, 3)])
+def test_interpreted_scan_in_segments(monkeypatch, length, segment_chunks):
+    shorten_chunks(monkeypatch, 4, 4, segment_chunks)
+    check(truth((1, length, 4, 2, 4)), "cpu", "triton")
 
 
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory")
 def test_interpreted_scan_of_whole_chunks():
-    check(truth((1, 34, 20, 6, 20)), "cpu", "triton")
+    check(truth((1, 34, 4, 6, 4)), "cpu", "triton")
+
+
+@in_interpreter
+def test_interpreted_phase_of_positions_beyond_300():
+    from backbones.ops.selective_scan import triton_kernels
+
+    B, C, freq = torch.randn(1, 400, 6), torch.randn(1, 400, 6), torch.rand(6)
+    for x, turned in zip((B, C), triton_kernels._turn(B, C, freq, 0.1)):
+        assert_close(turned[:, :400, :6], rotate_states(x.double(), freq.double(), 0.1), tolerance=1e-6)
 
 
 @in_interpreter
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_interpreted_scan_in_16_bit(dtype):
-    check(truth((1, 6, 16, 8, 8), dtype), "cpu", "triton")
+    check(truth((1, 5, 16, 4, 8), dtype), "cpu", "triton")
 
 
 @in_interpreter
@@ -103,24 +127,60 @@ def test_interpreted_scan_of_mixed_dtypes():
 @in_interpreter
 @pytest.mark.usefixtures("short_chunks")
 def test_interpreted_scan_with_step_sizes_from_1e_6_to_30():
-    check(truth((1, 6, 16, 8, 16), delta="extreme"), "cpu", "triton")
+    check(truth((1, 5, 16, 4, 16), delta="extreme"), "cpu", "triton")
 
 
 @in_interpreter
 @pytest.mark.usefixtures("short_chunks")
 def test_interpreted_scan_of_views():
-    check_views(truth((2, 5, 16, 6, 8)), "cpu", "triton")
+    check_views(truth((2, 3, 8, 6, 8)), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_gradient_of_a_sum():
+    check_expanded_gradient((2, 3, 8, 4, 4), "cpu", "triton")
+
+
+@in_interpreter
+@pytest.mark.usefixtures("short_chunks")
+def test_interpreted_empty_batch():
+    check(truth((0, 5, 8, 4, 4)), "cpu", "triton")
+    check_convolution((0, 5, 8, 4), torch.float32, "cpu", "triton")
+
+
+@in_interpreter
+def test_interpreted_scan_twice(monkeypatch):
+    shorten_chunks(monkeypatch, 4, 2, 2)
+    check_repeats((1, 10, 20, 4, 10), "cpu", "triton")
 
 
 @in_interpreter
 @pytest.mark.usefixtures("short_chunks")
 def test_interpreted_scan_keeps_a_nan_in_its_sample():
-    check_that_a_nan_stays((3, 2, 16, 8, 8), "cpu", "triton")
+    check_that_a_nan_stays((3, 2, 8, 4, 8), "cpu", "triton")
 
 
 @in_interpreter
 def test_interpreted_operator():
     check_registration((1, 2, 4, 2, 4), "cpu", "triton")
+
+
+@in_interpreter
+def test_interpreted_second_derivatives_are_refused():
+    check_second_derivative((1, 2, 4, 2, 4), "cpu", "triton")
+    x, weight, bias = torch.randn(1, 3, 2, requires_grad=True), torch.randn(2, 1, 4), torch.randn(2)
+    out = causal_conv1d_silu(x, weight, bias, backend="triton")
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='causal_conv1d_silu has no second derivative: choose backend="reference"'):
+        grad.sum().backward()
+
+
+@in_interpreter
+def test_interpreted_states_beyond_a_program_are_refused():
+    inputs, *_ = truth((1, 1, 2, 130, 2))
+    with pytest.raises(ValueError, match=r'at most 128 states.*got 130: choose backend="torch"'):
+        run(inputs, 2, "triton")
 
 
 @in_interpreter
@@ -132,6 +192,7 @@ def test_interpreted_operator():
         ((1, 34, 70, 4), torch.float32),
         ((1, 3, 33, 3), torch.float32),
         ((1, 70, 20, 2), torch.float32),
+        ((2, 5, 130, 1), torch.float32),
         ((2, 5, 33, 4), torch.bfloat16),
         ((2, 5, 33, 4), torch.float16),
     ],
@@ -164,7 +225,7 @@ def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
 
     compiled = set()
 
-    def compile_instead(kernel, *args, grid, warmup, num_warps, **constants):
+    def compile_instead(kernel, *args, grid, warmup, num_warps, maxnreg=None, **constants):
         signature, constexprs, attributes = {}, {}, {}
         values = dict(zip([p.name for p in kernel.params], args)) | constants
         for i, p in enumerate(kernel.params):
@@ -178,12 +239,15 @@ def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
             if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and free):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constexprs, attributes)
-        result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+        result = triton.compile(
+            source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=num_warps, maxnreg=maxnreg)
+        )
         assert result.asm["cubin"]
         assert result.metadata.shared <= 227 * 1024
         compiled.add(kernel.__name__)
 
     monkeypatch.setattr(JITFunction, "run", compile_instead)
+    monkeypatch.setattr(scan, "_cut", lambda b, l, d, n, device: (1, triton.cdiv(l, scan.CHUNK)))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     b, l, d, n, group = shape
     u, z = torch.zeros(b, l, 2 * d, dtype=dtype).chunk(2, -1)
@@ -195,8 +259,8 @@ def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
     weight, bias = torch.zeros(d, 1, 4, dtype=dtype), torch.zeros(d, dtype=dtype)
     conv.backward(conv.forward(u, weight, bias), u, weight, bias)
     kernels = {name for module in (scan, conv) for name in vars(module) if name.endswith("_kernel")}
-    # One chunk needs no end state for the next.
-    assert compiled == kernels - ({"_chunk_state_kernel"} if l == 1 else set())
+    # One segment needs no end state for the next.
+    assert compiled == kernels - ({"_segment_state_kernel"} if l == 1 else set())
 
 
 @pytest.mark.skipif(not (CUDA or INTERPRETED), reason="needs a CUDA GPU or the interpreter")

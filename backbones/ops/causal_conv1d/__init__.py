@@ -52,4 +52,8 @@ def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str 
             "needs x (b, l, d), weight (d, 1, k) and bias (d,), got "
             f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
+    if not x.device == weight.device == bias.device:
+        raise ValueError(
+            f"x is on {x.device}, weight on {weight.device}, bias on {bias.device}: move them to one device"
+        )
     return CAUSAL_CONV1D.run(backend, x, weight.to(x.dtype), bias.to(x.dtype))

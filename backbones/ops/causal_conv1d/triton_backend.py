@@ -30,6 +30,16 @@ def _(grad, x, weight, bias):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
+def _refuse(ctx, *grads):
+    raise RuntimeError(
+        "backend='triton' of causal_conv1d_silu has no second derivative: choose backend=\"reference\" "
+        "(or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch"
+    )
+
+
+_backward.register_autograd(_refuse)
+
+
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 

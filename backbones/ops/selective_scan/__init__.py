@@ -99,6 +99,8 @@ def _check(u, dt, A, B, C, D, z, freq, dt_bias, norm_group_dims):
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} to fit u {(b, l, d)}, got {tuple(tensor.shape)}")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}: move them to one device")
     if l == 0:
         raise ValueError("the sequence is empty (l = 0)")
     if n % 2:

@@ -71,7 +71,17 @@ def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) 
     def _(grad, states, u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims):
         return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, freq, dt_bias))
 
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f'backend={name!r} of defocus_scan has no second derivative: choose backend="reference" '
+            "(or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch"
+        )
+
+    scan_backward.register_autograd(refuse)
+
     def setup_context(ctx, inputs, output):
+        # Else autograd makes a gradient of zeros for the states, as large as they are.
+        ctx.set_materialize_grads(False)
         *tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims = inputs
         ctx.save_for_backward(output[1], *tensors)
         ctx.mark_non_differentiable(output[1])
