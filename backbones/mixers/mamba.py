@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.layers.bandpass import set_filter
 from backbones.layers.drop_path import DropPath
 from backbones.layers.norms import RMSNorm
-from backbones.ops import causal_conv1d_silu, defocus_scan
+from backbones.ops.mamba_inner import mamba_inner
 
 
 @dataclass(frozen=True)
@@ -101,26 +100,20 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(b, l, embed_dims)` along l, causally."""
-        arch = self.arch
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        u = causal_conv1d_silu(x, self.conv1d.weight, self.conv1d.bias)
-        low_rank, B, C = self.x_proj(u).split([arch.dt_rank, arch.state_dims, arch.state_dims], dim=-1)
-        # The bias joins in the scan, in fp32.
-        dt = F.linear(low_rank, self.dt_proj.weight)
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        y = defocus_scan(
-            u,
-            dt,
-            A,
-            B,
-            C,
-            self.D,
-            z,
-            self.freq,
+        y = mamba_inner(
+            self.in_proj(x),
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
             self.dt_proj.bias,
+            A,
+            self.D,
+            self.freq,
             rope_scale=self.rope_scale,
             delta_scale=self.delta_scale,
-            norm_group_dims=arch.norm_group_dims,
+            norm_group_dims=self.arch.norm_group_dims,
         )
         return self.out_proj(y)
 

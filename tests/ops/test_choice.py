@@ -8,11 +8,12 @@ import pytest
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.decay_attention import DECAY_ATTENTION
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
+from backbones.ops.mamba_inner import MAMBA_INNER
 from backbones.ops.retention import RETENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 from tests.testing import needs_library
 
-OPERATIONS = (DEFOCUS_SCAN, CAUSAL_CONV1D, DECAY_ATTENTION, RETENTION, DEFORMABLE_ATTENTION)
+OPERATIONS = (DEFOCUS_SCAN, CAUSAL_CONV1D, MAMBA_INNER, DECAY_ATTENTION, RETENTION, DEFORMABLE_ATTENTION)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,7 @@ def test_on_a_cpu_with_a_compiler_the_compiled_kernels():
     assert chosen("cpu") == dict(
         defocus_scan="cpu",
         causal_conv1d_silu="cpu",
+        mamba_inner="cpu",
         decay_attention="cpu",
         retention="torch",
         deformable_attention="cpu",
@@ -54,6 +56,7 @@ def test_on_cuda_the_kernels_of_what_is_installed(monkeypatch):
     assert chosen("cuda") == dict(
         defocus_scan="triton",
         causal_conv1d_silu="triton",
+        mamba_inner="triton",
         decay_attention="triton",
         retention="triton",
         deformable_attention="triton",

@@ -12,10 +12,13 @@ import sys
 import pytest
 import torch
 
+from backbones.mixers import MambaBlock
+from backbones.mixers.mamba import MambaArch
 from backbones.ops import causal_conv1d_silu, defocus_scan
 from backbones.ops.selective_scan.naive import rotate_states
 from tests.ops.test_causal_conv1d import check as check_convolution
 from tests.ops.test_dtypes import compare
+from tests.ops.test_mamba_inner import check as check_inner
 from tests.ops.test_selective_scan import (
     NAMES,
     check,
@@ -167,6 +170,13 @@ def test_interpreted_operator():
 
 
 @in_interpreter
+@pytest.mark.usefixtures("poisoned_memory", "short_chunks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_interpreted_inner_part_of_a_block(dtype):
+    check_inner((2, 5, 12, 4, 3), 6, "cpu", "triton", dtype)
+
+
+@in_interpreter
 def test_interpreted_second_derivatives_are_refused():
     check_second_derivative((1, 2, 4, 2, 4), "cpu", "triton")
     x, weight, bias = torch.randn(1, 3, 2, requires_grad=True), torch.randn(2, 1, 4), torch.randn(2)
@@ -300,6 +310,48 @@ backbones.ops.defocus_scan(x, x, A, BC, BC, v, x, torch.ones(2), v, norm_group_d
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def block_and_input(device):
+    arch = MambaArch(embed_dims=64, inner_dims=128, depth=1)
+    return MambaBlock(arch, rope_scale=2.25, delta_scale=1.5).to(device), torch.randn(2, 300, 64).to(device)
+
+
+def gradients(block, x):
+    with torch.autocast("cuda", torch.bfloat16):
+        out = block(x)
+    return out, *torch.autograd.grad(out.square().sum(), list(block.parameters()))
+
+
+@on_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_the_second_gpu():
+    check(truth((2, 130, 64, 16, 32)), "cuda:1", "triton", tolerance=5e-5)
+
+
+@on_gpu
+def test_a_training_step_in_a_captured_graph():
+    block, x = block_and_input("cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients(block, x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(block, x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    for actual, expected in zip(captured, gradients(block, x), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@on_gpu
+def test_a_compiled_block():
+    block, x = block_and_input("cuda")
+    expected = gradients(block, x)
+    for actual, grad in zip(gradients(torch.compile(block, fullgraph=True), x), expected, strict=True):
+        assert_close(actual, grad, tolerance=2e-2)
 
 
 @on_gpu
