@@ -16,6 +16,7 @@ from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.decay_attention import DECAY_ATTENTION
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.mamba_inner import MAMBA_INNER, mamba_inner
 from backbones.ops.retention import RETENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 
@@ -104,6 +105,29 @@ def _conv_inputs(size, generator):
     b, l, d = (size[name] for name in "bld")
     shapes = dict(x=(b, l, d), weight=(d, 1, 4), bias=(d,))
     return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
+def _inner_inputs(size, generator):
+    b, l, d, n, r = (size[name] for name in "bldnr")
+
+    def normal(*shape, scale=1.0):
+        return torch.randn(*shape, generator=generator) * scale
+
+    return dict(
+        xz=normal(b, l, 2 * d),
+        conv_weight=normal(d, 1, 4, scale=0.5),
+        conv_bias=normal(d),
+        x_proj_weight=normal(r + 2 * n, d, scale=d**-0.5),
+        dt_proj_weight=normal(d, r, scale=r**-0.5),
+        dt_proj_bias=normal(d) - 4,
+        A=-torch.arange(1, n + 1).float().repeat(d, 1),
+        D=normal(d),
+        freq=torch.rand(n, generator=generator),
+    )
+
+
+def _call_inner(size, inputs, backend):
+    return mamba_inner(**inputs, rope_scale=20.0, delta_scale=4.57, norm_group_dims=size["norm_group"], backend=backend)
 
 
 def head_inputs(size: Size, generator: Generator) -> dict[str, Tensor]:
@@ -199,6 +223,18 @@ CASES = {
             (dict(b=2, l=70, d=70), dict(b=1, l=3, d=33)),
             dict(cpu=dict(b=1, l=4705, d=1536), cuda=dict(b=1, l=4705, d=1536)),
             lambda size: size["b"] * size["l"] * size["d"] * 8 * 6,
+        ),
+        Case(
+            MAMBA_INNER,
+            _inner_inputs,
+            _call_inner,
+            ("xz",),
+            (dict(b=2, l=70, d=72, n=6, r=5, norm_group=24),),
+            dict(
+                cpu=dict(b=1, l=512, d=1536, n=16, r=48, norm_group=64),
+                cuda=dict(b=1, l=4705, d=1536, n=16, r=48, norm_group=64),
+            ),
+            lambda size: size["b"] * size["l"] * size["d"] * size["n"] * 8 * 6,
         ),
         Case(
             DECAY_ATTENTION,

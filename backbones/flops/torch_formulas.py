@@ -15,6 +15,7 @@ from backbones.ops import flops
 _STEMS = {
     "scan_": flops.scan_flops,
     "causal_conv1d_silu_": flops.causal_conv1d_silu_flops,
+    "mamba_inner_": flops.mamba_inner_flops,
     "decay_attention_": flops.decay_attention_flops,
     "retention_": flops.retention_flops,
     "deformable_attention_": flops.deformable_attention_flops,

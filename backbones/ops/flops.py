@@ -7,6 +7,7 @@ that the number is the same on all of them:
 | --- | --- | --- |
 | `defocus_scan` | 9·b·l·d·n + b·l·d + b·l·d | the field's: recurrence, skip, gate |
 | `causal_conv1d_silu` | 2·b·l·d·k | as torch counts a depthwise convolution |
+| `mamba_inner` | those of both, and 2·b·l·d·(r + 2·n) + 2·b·l·d·r | the products between them, r the rank of the step sizes |
 | `decay_attention` | 2·b·h·p·(k + v), p = l² pairs of tokens, causal l·(l + 1) / 2 | both products |
 | `retention` | 5·b·l·h·k·v, its recurrent form | decay 1, update 2, reading 2 an element of the state |
 | `deformable_attention` | 10·b·q·h·maps·points·v | arXiv 2010.04159: 5 multiply-adds, 4 of them bilinear |
@@ -29,6 +30,16 @@ def scan_flops(u: Tensor, dt: Tensor, A: Tensor, *_) -> int:
 def causal_conv1d_silu_flops(x: Tensor, weight: Tensor, *_) -> int:
     """Of `causal_conv1d_silu`; arguments as its backends take them."""
     return 2 * x.numel() * weight.shape[-1]
+
+
+def mamba_inner_flops(
+    xz: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj_weight: Tensor, dt_proj_weight: Tensor, *_
+) -> int:
+    """Of `mamba_inner`; arguments as its backends take them."""
+    d, rank = dt_proj_weight.shape
+    tokens, rows = xz.numel() // (2 * d), x_proj_weight.shape[0]
+    states = (rows - rank) // 2
+    return tokens * d * (2 * conv_weight.shape[-1] + 2 * rows + 2 * rank + 9 * states + 2)
 
 
 def attention_flops(batch: int, length: int, heads: int, keys: int, values: int, causal: bool) -> int:
@@ -72,6 +83,7 @@ def deformable_attention_flops(value: Tensor, shapes: Sequence, locations: Tenso
 FORMULAS: dict[str, Callable[..., int]] = {
     "defocus_scan": scan_flops,
     "causal_conv1d_silu": causal_conv1d_silu_flops,
+    "mamba_inner": mamba_inner_flops,
     "decay_attention": decay_attention_flops,
     "retention": retention_flops,
     "deformable_attention": deformable_attention_flops,

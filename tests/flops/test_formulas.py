@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones.flops import FlopCounter, torch_formulas
 from backbones.ops import causal_conv1d_silu, decay_attention, defocus_scan, deformable_attention, flops, retention
 from backbones.ops.dispatch import Operation
+from backbones.ops.mamba_inner import mamba_inner
 from tests.testing import skip_reason
 
 OPERATIONS = {
@@ -33,6 +34,13 @@ def conv(backend):
     return causal_conv1d_silu(torch.randn(B, L, D), torch.randn(D, 1, 4), torch.randn(D), backend=backend)
 
 
+def inner(backend):
+    rank = 5
+    weights = [torch.randn(shape) for shape in ((D, 1, 4), (D,), (rank + 2 * N, D), (D, rank), (D,))]
+    constants = -torch.rand(D, N), torch.randn(D), torch.rand(N)
+    return mamba_inner(torch.randn(B, L, 2 * D), *weights, *constants, norm_group_dims=3, backend=backend)
+
+
 def heads():
     q, k, v = torch.randn(B, L, H, K), torch.randn(B, L, H, K), torch.randn(B, L, H, V)
     return q, k, v, -torch.rand(H), torch.rand(H, K // 2)
@@ -49,6 +57,8 @@ CALLS = {
     "defocus_scan": (scan, 9 * 14 * 6 * 4 + 2 * 14 * 6),
     # 4 taps.
     "causal_conv1d_silu": (conv, 2 * 14 * 6 * 4),
+    # Both, and products of 6 channels with 5 + 4 + 4 rows, and of rank 5 with 6.
+    "mamba_inner": (inner, 14 * 6 * (9 * 4 + 2 + 2 * 4) + 2 * 14 * 6 * 13 + 2 * 14 * 5 * 6),
     # 1 + 2 + ... + 7 = 28 pairs of tokens, 2 sequences, 3 heads.
     "decay_attention": (lambda backend: decay_attention(*heads(), backend=backend), 2 * 2 * 3 * 28 * (8 + 10)),
     # A state of 8 × 10 a head: decayed (1), updated (2), read (2).

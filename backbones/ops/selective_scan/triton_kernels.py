@@ -43,7 +43,7 @@ PIECE = 8
 # Of a thread where y is made: without this limit the compiler spills some to have fewer.
 REGISTERS = 128
 # Blocks of channels which a program sums the gradients of B and C over.
-BLOCKS = 8
+BLOCKS = 6
 # What a program can keep in registers.
 MAX_STATES = 128
 
@@ -665,12 +665,14 @@ def _turn(B, C, freq, rope_scale):
     return turned_B, turned_C
 
 
-def _programs(device, block_n, scratch):
-    """Programs to start: as many as hide latency, of which the ``scratch`` floats stay in the second-level cache."""
+def _programs(device, block_n, scratch, registers):
+    """Programs to start: those which run at a time, if their ``scratch`` floats stay in the second-level cache."""
     gpu, warps = gpu_of(device), _warps(block_n)
+    # A warp has 32 threads.
+    resident = gpu.registers // 32 // registers // warps
     fitting = gpu.l2_bytes * 3 // 4 // (gpu.multiprocessors * scratch * 4)
     # Four warps keep the four schedulers of a multiprocessor at work.
-    return gpu.multiprocessors * max(min(16 // warps, fitting), triton.cdiv(4, warps))
+    return gpu.multiprocessors * max(min(resident, fitting), triton.cdiv(4, warps))
 
 
 def _registers(device, block_n):
@@ -690,17 +692,20 @@ def _backward_scratch(block_n):
 
 
 def _cut(b, l, d, n, device):
-    """Chunks of a segment, and segments: as many as give each program of the last pass of backward one."""
+    """Chunks of a segment, and segments: as many as can be worked on at a time, by the pass that takes fewest."""
     block_n, chunks = triton.next_power_of_2(n), triton.cdiv(l, CHUNK)
-    programs = _programs(device, block_n, _backward_scratch(block_n))
-    segment_chunks = triton.cdiv(b * chunks * triton.cdiv(d, BLOCK_D * BLOCKS), programs)
-    segment_chunks = max(min(segment_chunks, chunks), 1)
+    last = _programs(device, block_n, _backward_scratch(block_n), _registers(device, block_n))
+    # Those that make y take a norm group at a time: 64 channels, as published.
+    others = _programs(device, block_n, 2 * CHUNK * 64, REGISTERS)
+    segments = min(last // triton.cdiv(d, BLOCK_D * BLOCKS), others // triton.cdiv(d, 64)) // max(b, 1)
+    segment_chunks = triton.cdiv(chunks, max(segments, 1))
     return segment_chunks, triton.cdiv(chunks, segment_chunks)
 
 
-def _scratch(device, items, block_n, size):
+def _scratch(device, items, block_n, size, registers=REGISTERS):
     """A row for each program to start."""
-    return torch.empty(min(_programs(device, block_n, size), items), size, dtype=torch.float32, device=device)
+    programs = min(_programs(device, block_n, size, registers), items)
+    return torch.empty(programs, size, dtype=torch.float32, device=device)
 
 
 def _carry(A, totals, ends, carries, segment_rows, reverse):
@@ -810,7 +815,7 @@ def backward(
 
         blocks, parts = triton.cdiv(d, BLOCK_D), triton.cdiv(d, BLOCK_D * BLOCKS)
         items = b * segments * parts
-        scratch = _scratch(u.device, items, block_n, _backward_scratch(block_n))
+        scratch = _scratch(u.device, items, block_n, _backward_scratch(block_n), _registers(u.device, block_n))
         du = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
         ddt = torch.empty(b, l, d, dtype=dt.dtype, device=dt.device)
         dD_dbias = torch.empty(2, b * segments, d, **fp32)
