@@ -7,7 +7,7 @@ that the number is the same on all of them:
 | --- | --- | --- |
 | `defocus_scan` | 9·b·l·d·n + b·l·d + b·l·d | the field's: recurrence, skip, gate |
 | `causal_conv1d_silu` | 2·b·l·d·k | as torch counts a depthwise convolution |
-| `mamba_inner` | those of both, and 2·b·l·d·(r + 2·n) + 2·b·l·d·r | the products between them, r the rank of the step sizes |
+| `mamba_inner` | both, and 2·b·l·d·(r + 2·n) + 2·b·l·d·r | and the products between, r the rank of the steps |
 | `decay_attention` | 2·b·h·p·(k + v), p = l² pairs of tokens, causal l·(l + 1) / 2 | both products |
 | `retention` | 5·b·l·h·k·v, its recurrent form | decay 1, update 2, reading 2 an element of the state |
 | `deformable_attention` | 10·b·q·h·maps·points·v | arXiv 2010.04159: 5 multiply-adds, 4 of them bilinear |
