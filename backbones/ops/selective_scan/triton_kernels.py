@@ -763,7 +763,7 @@ def forward(
         _output_kernel[(len(scratch),)](
             u, dt, A, B, C, D, z, dt_bias, scratch, states, out,
             *_strides(u, dt, z), l, d, n, chunks, segments, segment_chunks, groups, items, 1 / delta_scale,
-            GROUP=norm_group_dims, WIDTH=width, maxnreg=REGISTERS, **common,
+            GROUP=norm_group_dims, WIDTH=width, maxnreg=REGISTERS if width <= 64 else None, **common,
         )  # fmt: skip
     return out, states
 
