@@ -110,6 +110,9 @@ class FlopCounter(contextlib.AbstractContextManager):
         self.counts.by_module[self._running[-1] if self._running else ""] += number
 
     def _run_operation(self, operation: Operation, backend: Backend, arguments: tuple):
+        if self._within:
+            # Part of another one, which is counted as a whole.
+            return backend.run(*arguments)
         self.counts.backends[operation.name] = backend.name
         formula = flops.FORMULAS.get(operation.name)
         if formula is None:

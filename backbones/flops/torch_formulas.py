@@ -23,7 +23,7 @@ _STEMS = {
 
 
 def _blocked_attention_flops(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, causal: bool) -> int:
-    """Of the operator within the `torch` backend of `decay_attention`, `(b, h, l, ·)`."""
+    """Of the operators within the `torch` and `cpu` backends of `decay_attention`, `(b, h, l, ·)`."""
     b, h, l, keys = q.shape
     return flops.attention_flops(b, l, h, keys, v.shape[3], causal)
 
@@ -40,11 +40,12 @@ def _register(packet, formula) -> None:
         register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None, **kwargs: formula(*args, **kwargs))
 
 
+for _operator in (torch.ops.defocus.blocked_attention, torch.ops.defocus.decay_attention_cpu):
+    _register(_operator, _blocked_attention_flops)
 for _name in operators():
     for _stem, _formula in _STEMS.items():
         if _name.startswith(_stem):
             _register(getattr(torch.ops.defocus, _name), _formula)
-_register(torch.ops.defocus.blocked_attention, _blocked_attention_flops)
 # What `scaled_dot_product_attention` runs on a CPU, and on devices of others.
 for _name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"):
     if hasattr(torch.ops.aten, _name):

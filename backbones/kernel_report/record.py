@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -207,7 +207,7 @@ class Recorder(TorchDispatchMode):
         if name in _OVERWRITING:
             read = read[1:]
         distinct = {(x.untyped_storage()._cdata, x.storage_offset(), x.shape): x for x in read}
-        flops = flop_registry.get(func._overloadpacket)
+        flops = _products(func._overloadpacket)
         self.steps.append(
             Step(
                 name.removeprefix("aten::"),
@@ -311,3 +311,19 @@ def _bytes(x: Tensor) -> int:
 def _is_view(func) -> bool:
     returned = [value.alias_info for value in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def _products(packet) -> Callable[..., int] | None:
+    """The formula of a matrix product: torch's own, or of one that comes whole from within an operator of ours."""
+    return _WHOLE.get(packet) or flop_registry.get(packet)
+
+
+def _product_flops(left: Tensor, *_, out_val: Tensor, **__) -> int:
+    return 2 * out_val.numel() * left.shape[-1]
+
+
+_WHOLE = {
+    torch.ops.aten.linear: _product_flops,
+    torch.ops.aten.matmul: _product_flops,
+    torch.ops.aten.addmm_: lambda added, left, *_, **kwargs: _product_flops(left, **kwargs),
+}

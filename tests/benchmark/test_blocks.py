@@ -11,6 +11,7 @@ from backbones.benchmark.clock import Row
 from backbones.mixers.mamba import MambaArch, MambaBlock
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.dispatch import serves_every_device
+from backbones.ops.mamba_inner import MAMBA_INNER
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 from backbones.ops.selective_scan.naive import naive_defocus_scan
 
@@ -36,6 +37,9 @@ def released(monkeypatch):
         ours = replace(ours, run=operation.backends["reference"].run)
         monkeypatch.setitem(operation.backends, "mamba_ssm", ours)
         monkeypatch.setattr(operation, "_selected", {})
+    inner = replace(MAMBA_INNER.backends["mamba_ssm"], refusal=serves_every_device)
+    monkeypatch.setitem(MAMBA_INNER.backends, "mamba_ssm", inner)
+    monkeypatch.setattr(MAMBA_INNER, "_selected", {})
     return seen
 
 

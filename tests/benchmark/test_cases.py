@@ -36,7 +36,8 @@ def test_definition_and_fallback_serve_every_device(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_published_size_has_the_width_of_the_base_models(name):
     for size in CASES[name].published.values():
-        widths = dict(defocus_scan=("d", 1536), causal_conv1d_silu=("d", 1536), deformable_attention=("width", 32))
+        widths = dict.fromkeys(("defocus_scan", "causal_conv1d_silu", "mamba_inner"), ("d", 1536))
+        widths |= dict(deformable_attention=("width", 32))
         key, width = widths.get(name, ("h", 12))
         assert size[key] == width
     assert CASES[name].published["cuda"].get("l", 4705) == 4705

@@ -117,6 +117,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 12
     grads = _backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims)
     return *grads, None, None, None
 

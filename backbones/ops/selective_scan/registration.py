@@ -87,6 +87,8 @@ def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) 
         ctx.mark_non_differentiable(output[1])
 
     def differentiate(ctx, grad, _):
+        if grad is None:
+            return (None,) * 12
         grads = scan_backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims)
         return *grads, None, None, None
 
