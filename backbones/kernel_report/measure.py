@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -108,8 +109,9 @@ def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
     warps = launch.programs * binary.warps
     schedulers = card.gpu.multiprocessors * SCHEDULERS
     resident = card.resident_warps(binary.registers, binary.shared_bytes, binary.warps)
-    # Of a scheduler: as many as fit, if there are as many.
-    together = max(1, round(min(resident / SCHEDULERS, warps / schedulers)))
+    # Of a scheduler: as many as fit, if there are as many. The launch ends with the scheduler that has most to do.
+    fitting, there = max(1.0, resident / SCHEDULERS), warps / schedulers
+    together, waves = math.ceil(min(fitting, there)), math.ceil(there / fitting)
     kinds = [(sass.kinds(part), n) for part, n in parts]
     busy = [(sass.busy(part), n) for part, n in parts]
     innermost = [
@@ -122,7 +124,7 @@ def cost(binary: Binary, launch: Launch, card: Card) -> Cost:
         exponentials=warps * 32 * sum(block.kinds["exp2"] * n for block, n in zip(blocks, visits)),
         flops=warps * sum(block.mma * n for block, n in zip(blocks, visits)),
         unit_cycles={name: warps * sum(b[name] * n for b, n in busy) for name in sass.UNITS},
-        cycles=max(1.0, warps / schedulers / together)
+        cycles=waves
         * sum(n * sass.cycles(part, together, rounds=_ROUNDS if i else 1) for i, (part, n) in enumerate(parts)),
         loops=tuple(
             LoopCost(n * unrolled, len(loop.own) / unrolled, sass.cycles(loop.own, together, _ROUNDS) / unrolled)
