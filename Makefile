@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
+# Of `make study`: full (meant for an hour on 2 cores) or quick (10 minutes).
+STUDY ?= full
 
-.PHONY: demo demo-seg demo-d2 test test-matrix test-detectron2 mutants setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 study study-transfer test test-matrix test-detectron2 mutants setup lint clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -18,6 +20,14 @@ demo-seg: setup
 # Needs Detectron2, which is built from its source: the program says how.
 demo-d2: setup
 	@$(VENV)/bin/python tools/demo_detectron2.py
+
+# The paper's argument in miniature; docs/study.md has what came out.
+study: setup
+	@$(VENV)/bin/python -m studies --scale $(STUDY)
+
+# The study's classifier as the pre-trained backbone of the demo's detector.
+study-transfer: setup
+	@$(VENV)/bin/python -m studies.transfer
 
 test: setup
 	@$(VENV)/bin/python -m pytest

@@ -1,0 +1,1 @@
+"""Experiments that re-run the argument of the paper at a size that a laptop can."""
