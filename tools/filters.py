@@ -25,12 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from torch import Tensor
 
 from backbones.analysis import LayerFilters, initial_filters, learned_filters, map_layers
 from backbones.analysis.figures import DPI
 from backbones.analysis.filter_drawing import draw_by_layer, draw_histograms, draw_passbands
-from backbones.checkpoints import CheckpointError, backbone_from_checkpoint, check_finite, read_checkpoint, weights_of
+from backbones.checkpoints import CheckpointError, read_backbone
 from backbones.integrations.frameworks import FrameworkError
 from backbones.integrations.networks import backbone_of_config
 from defocus_eval.errors import InputError
@@ -88,26 +87,17 @@ def read_filters(options: argparse.Namespace) -> dict[str, list[LayerFilters]]:
             scales[name] = getattr(options, name)
         if scales.get(name, 1) <= 0:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {scales[name]}")
-    weights = _weights(options.checkpoint, options.container, options.prefix)
+    weights = read_backbone(options.checkpoint, options.container, options.prefix).backbone
     after = learned_filters(weights, **scales)
     if options.before:
-        before = learned_filters(_weights(options.before, options.container, options.prefix), **scales)
+        earlier = read_backbone(options.before, options.container, options.prefix).backbone
+        before = learned_filters(earlier, **scales)
         shapes = [[layer.decay.shape for layer in found] for found in (before, after)]
         if shapes[0] != shapes[1]:
             raise InputError(f"{options.before} holds another network than {options.checkpoint}: give an earlier state")
     else:
         before = initial_filters(weights, **scales)
     return {"after": after} if before is None else {"before": before, "after": after}
-
-
-def _weights(path: str, container: str | None, prefix: str | None) -> Mapping[str, Tensor]:
-    checkpoint = read_checkpoint(path)
-    try:
-        weights, _ = backbone_from_checkpoint(weights_of(checkpoint, container)[0], prefix)
-        check_finite(weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from None
-    return weights
 
 
 def to_json(filters: Mapping[str, Sequence[LayerFilters]]) -> dict[str, Any]:

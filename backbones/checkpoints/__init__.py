@@ -10,11 +10,19 @@ from backbones.checkpoints.convert import (
     weights_of,
 )
 from backbones.checkpoints.layouts import to_detectron2, to_mmdet
-from backbones.checkpoints.load import LoadReport, check_shapes, load_pretrained
+from backbones.checkpoints.load import (
+    FoundBackbone,
+    LoadReport,
+    check_shapes,
+    load_pretrained,
+    load_strictly,
+    read_backbone,
+)
 from backbones.checkpoints.read import CheckpointError, read_checkpoint
 
 __all__ = [
     "CheckpointError",
+    "FoundBackbone",
     "LoadReport",
     "backbone_from_checkpoint",
     "check_finite",
@@ -23,6 +31,8 @@ __all__ = [
     "find_average",
     "find_backbones",
     "load_pretrained",
+    "load_strictly",
+    "read_backbone",
     "read_checkpoint",
     "select_head_classes",
     "to_detectron2",

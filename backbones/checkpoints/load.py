@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.checkpoints.convert import (
     _some,
@@ -47,6 +47,25 @@ class LoadReport:
         return f"{self.file}{where}: loaded {len(self.loaded)} tensors{rest}"
 
 
+@dataclass(frozen=True)
+class FoundBackbone:
+    """What `read_backbone` found in a file.
+
+    Attributes:
+        container: The key that held the weights, None for the file itself.
+        average: Whether they are a moving average.
+        weights: All of them, by the names in the file.
+        backbone: Those of the backbone, by its own names.
+        left: Names in the file that are not the backbone's: heads, necks.
+    """
+
+    container: str | None
+    average: bool
+    weights: Mapping[str, Tensor]
+    backbone: Mapping[str, Tensor]
+    left: Sequence[str]
+
+
 def load_pretrained(
     model: nn.Module, path: str | os.PathLike, container: str | None = None, prefix: str | None = None
 ) -> LoadReport:
@@ -68,21 +87,46 @@ def load_pretrained(
         CheckpointError: The file cannot be read, holds no backbone or several, weights that are NaN or infinite, or a
             backbone of other names or shapes; nothing is loaded then.
     """
-    checkpoint = read_checkpoint(path)
-    try:
-        weights, found = weights_of(checkpoint, container)
-        kept, left = backbone_from_checkpoint(weights, prefix)
-        check_finite(kept)
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from None
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in kept.items()}
-    check_shapes(f"checkpoint {path}", shapes, type(model).__name__, own)
-    model.load_state_dict(kept)
-    average = found is not None and found == find_average(checkpoint)
-    report = LoadReport(str(path), found, average, tuple(kept), tuple(left))
+    found = read_backbone(path, container, prefix)
+    load_strictly(model, found.backbone, f"checkpoint {path}")
+    report = LoadReport(str(path), found.container, found.average, tuple(found.backbone), tuple(found.left))
     logger.info("%s", report)
     return report
+
+
+def read_backbone(path: str | os.PathLike, container: str | None = None, prefix: str | None = None) -> FoundBackbone:
+    """The backbone in the checkpoint of any model that has one; arguments as of `load_pretrained`.
+
+    Raises:
+        CheckpointError: The file cannot be read, holds no backbone or several, or weights that are NaN or infinite.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        weights, key = weights_of(checkpoint, container)
+        backbone, left = backbone_from_checkpoint(weights, prefix)
+        check_finite(backbone)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    average = key is not None and key == find_average(checkpoint)
+    return FoundBackbone(key, average, weights, backbone, left)
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights that are those of ``model`` name by name and shape by shape.
+
+    Args:
+        model: What is filled.
+        weights: Name to value.
+        source: What to call the weights.
+
+    Raises:
+        CheckpointError: They are not; nothing is loaded then.
+    """
+    own, shapes = (
+        {name: tuple(value.shape) for name, value in values.items()} for values in (model.state_dict(), weights)
+    )
+    check_shapes(source, shapes, type(model).__name__, own)
+    model.load_state_dict(weights)
 
 
 def check_shapes(source: str, shapes: Mapping[str, Shape], model: str, own: Mapping[str, Shape]) -> None:

@@ -10,16 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.checkpoints import (
-    CheckpointError,
-    backbone_from_checkpoint,
-    check_finite,
-    check_shapes,
-    describe_backbone,
-    find_backbones,
-    read_checkpoint,
-    weights_of,
-)
+from backbones.checkpoints import CheckpointError, describe_backbone, find_backbones, load_strictly, read_backbone
 from backbones.classifier import CLASSIFIERS
 from backbones.defocus import FAMILIES
 from backbones.integrations.frameworks import needed, timm_names
@@ -145,13 +136,8 @@ def _defocus_model(
     container: str | None,
     prefix: str | None,
 ) -> nn.Module:
-    content = read_checkpoint(checkpoint)
-    try:
-        weights, _ = weights_of(content, container)
-        kept, _ = backbone_from_checkpoint(weights, prefix)
-        check_finite(kept)
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {checkpoint}: {error}") from None
+    found = read_backbone(checkpoint, container, prefix)
+    kept = found.backbone
     told, sizes = describe_backbone({name: tuple(value.shape) for name, value in kept.items()})
     if family is None:
         if not told:
@@ -159,7 +145,7 @@ def _defocus_model(
         family, settings = told, {"arch": sizes} | settings
     embedding = kept["patch_embed.projection.weight"].shape
     settings = {"patch_size": embedding[-1], "in_channels": embedding[1]} | settings
-    heads = _heads(weights, prefix) if with_head else {}
+    heads = _heads(found.weights, prefix) if with_head else {}
     if heads:
         last = max(name for name in heads if name.startswith("head.") and name.endswith("weight"))
         kind = "linear" if last == "head.weight" else "mlp"
@@ -167,10 +153,7 @@ def _defocus_model(
         kept = {name.replace("patch_embed.projection.", "patch_embed.proj."): kept[name] for name in kept} | heads
     else:
         model = FAMILIES[family](**settings)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in kept.items()}
-    check_shapes(f"checkpoint {checkpoint}", shapes, type(model).__name__, own)
-    model.load_state_dict(kept)
+    load_strictly(model, kept, f"checkpoint {checkpoint}")
     return model
 
 
