@@ -9,6 +9,7 @@ detector is counted at the most proposals and detections that its configuration 
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from backbones.replaced import replaced
 
 # Up to this many numbers are computed where they follow from shapes.
 KNOWN_NUMBERS = 4096
@@ -33,10 +32,10 @@ def shapes_only() -> Iterator["UpperLimits"]:
         What was answered with an upper limit, in its attribute ``assumed``: operator to number of times.
     """
     with (
-        replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", KNOWN_NUMBERS),
+        patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", KNOWN_NUMBERS),
         # Torch's own writes into memory that a fake tensor does not have.
-        replaced(torch, "_shape_as_tensor", lambda x: torch.tensor(x.shape)),
-        replaced(FakeTensor, "__deepcopy__", _copy),
+        patch.object(torch, "_shape_as_tensor", lambda x: torch.tensor(x.shape)),
+        patch.object(FakeTensor, "__deepcopy__", _copy),
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         UpperLimits(fake) as limits,
     ):

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from types import ModuleType
+from unittest.mock import patch
 
 from torch import Tensor
 
 from backbones.ops import deformable_attention
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
-from backbones.replaced import replaced
 
 # What both call them.
 _PLAIN = "multi_scale_deformable_attn_pytorch"
@@ -40,6 +40,6 @@ class _Kernel:
 def standing_in(module: ModuleType) -> Iterator[None]:
     """While it lasts, ours is the plain function and the kernel of ``module``, mmcv's or detrex' own."""
     with contextlib.ExitStack() as places:
-        places.enter_context(replaced(module, _PLAIN, multi_scale_deformable_attention))
-        places.enter_context(replaced(module, _KERNEL, _Kernel(getattr(module, _KERNEL))))
+        places.enter_context(patch.object(module, _PLAIN, multi_scale_deformable_attention))
+        places.enter_context(patch.object(module, _KERNEL, _Kernel(getattr(module, _KERNEL))))
         yield

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from backbones.flops import FlopCounter, Subject
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
-from backbones.replaced import replaced
 
 
 def find_subject(name: str, size: tuple[int, int], options: Sequence[str] = ()) -> Callable[[], Subject]:
@@ -230,7 +230,7 @@ def _functions_of_mmcv(counter: FlopCounter) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("mmcv.ops.") and hasattr(module, "ext_module"):
-                stack.enter_context(replaced(module, "ext_module", _Listed(module.ext_module, counter)))
+                stack.enter_context(patch.object(module, "ext_module", _Listed(module.ext_module, counter)))
         if "mmcv.ops.multi_scale_deform_attn" in sys.modules:
             stack.enter_context(standing_in(sys.modules["mmcv.ops.multi_scale_deform_attn"]))
         yield
@@ -246,7 +246,7 @@ def _functions_of_detectron2(counter: FlopCounter) -> Iterator[None]:
         return keep
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(torchvision.ops.boxes, "batched_nms", batched_nms))
+        stack.enter_context(patch.object(torchvision.ops.boxes, "batched_nms", batched_nms))
         if "detrex.layers.multi_scale_deform_attn" in sys.modules:
             stack.enter_context(standing_in(sys.modules["detrex.layers.multi_scale_deform_attn"]))
         yield
