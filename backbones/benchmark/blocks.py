@@ -110,22 +110,30 @@ def in_bf16(function: Callable[[], object], device: str) -> Callable[[], object]
 
 
 def released_way(function: Callable[[], object], handed: torch.dtype) -> Callable[[], object]:
-    """``function`` on the packages that the released code runs on, whose scan is given its sequences in a dtype.
-
-    Under autocast the released code hands them over in 16 bits; our backend of that name takes fp32 for its precision.
-    """
-    backend = DEFOCUS_SCAN.backends["mamba_ssm"]
-    as_released = replace(backend, run=functools.partial(mamba_ssm_defocus_scan, handed=handed))
+    """``function`` on `released_packages`."""
 
     def run():
-        DEFOCUS_SCAN.backends["mamba_ssm"] = as_released
-        try:
-            with environment("DEFOCUS_SCAN_BACKEND", "mamba_ssm"):
-                return function()
-        finally:
-            DEFOCUS_SCAN.backends["mamba_ssm"] = backend
+        with released_packages(handed):
+            return function()
 
     return run
+
+
+@contextlib.contextmanager
+def released_packages(handed: torch.dtype) -> Iterator[None]:
+    """Lets blocks run on the packages that the released code runs on, whose scan is given its sequences in a dtype.
+
+    Under autocast the released code hands them over in 16 bits; our backend of that name takes fp32 for its precision.
+    It lasts no longer than a pass that is timed, so it is cheap.
+    """
+    backend = DEFOCUS_SCAN.backends["mamba_ssm"]
+    run = functools.partial(mamba_ssm_defocus_scan, handed=handed)
+    DEFOCUS_SCAN.backends["mamba_ssm"] = replace(backend, run=run)
+    try:
+        with environment(DEFOCUS_SCAN.environment, "mamba_ssm"):
+            yield
+    finally:
+        DEFOCUS_SCAN.backends["mamba_ssm"] = backend
 
 
 @contextlib.contextmanager

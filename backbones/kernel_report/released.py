@@ -4,10 +4,7 @@ The rest of it runs as it is written in the `mamba_ssm` backends, as plain passe
 """
 
 import contextlib
-import dataclasses
-import functools
 import importlib.machinery
-import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from backbones.benchmark.blocks import released_packages
 from backbones.kernel_report.record import Recorder, Work
 from backbones.ops.dispatch import _operations
-from backbones.ops.selective_scan import DEFOCUS_SCAN
 
 # What mamba-ssm's scan compiles to for sm_90 with 16 states: thread instructions a channel-token, registers of a
 # thread, and cycles between two instructions of a warp by a simulation of its code with 12 warps a multiprocessor.
@@ -104,13 +101,10 @@ def released_way(recorder: Recorder, dtype: torch.dtype) -> Iterator[None]:
         recorder: The one that is at work.
         dtype: What the scan gets its sequences in.
     """
-    backend = DEFOCUS_SCAN.backends["mamba_ssm"]
-    handed = dataclasses.replace(backend, run=functools.partial(backend.run, handed=dtype))
     served = [operation for operation in _operations.values() if "mamba_ssm" in operation.backends]
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.dict(sys.modules, _stand_ins(recorder)))
-        stack.enter_context(patch.dict(os.environ, {operation.environment: "mamba_ssm" for operation in served}))
-        stack.enter_context(patch.dict(DEFOCUS_SCAN.backends, mamba_ssm=handed))
+        stack.enter_context(released_packages(dtype))
         for operation in served:
             # Where the packages are not there, they must not seem to be afterwards.
             stack.enter_context(patch.dict(operation._selected))
