@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger("backbones")
 
@@ -59,23 +60,31 @@ def serves_every_device(device_type: str) -> None:
     return None
 
 
-def refuse_second_derivatives(operation: str) -> Callable:
+def refuse_second_derivatives(
+    reason: str, instead: str = 'choose backend="reference" to differentiate its gradient'
+) -> Callable:
     """What `torch.library` differentiates a backend's gradient by where the backend has none of it.
 
     Args:
-        operation: As users call it.
+        reason: Who has first derivatives only.
+        instead: What to do.
 
     Returns:
         A function for ``register_autograd`` that raises a RuntimeError.
     """
 
     def refuse(ctx, *grads):
-        raise RuntimeError(
-            f'this backend of {operation} has first derivatives only: choose backend="reference" to differentiate '
-            "its gradient"
-        )
+        raise RuntimeError(f"{reason}: {instead}")
 
     return refuse
+
+
+def check_devices(**tensors: Tensor) -> None:
+    """Raises ValueError, naming all, if the inputs of an operation are not on one device: a kernel would not notice."""
+    if len({x.device for x in tensors.values()}) > 1:
+        (first, x), *others = tensors.items()
+        named = ", ".join(f"{name} on {other.device}" for name, other in others)
+        raise ValueError(f"{first} is on {x.device}, {named}: move them to one device")
 
 
 class Operation:

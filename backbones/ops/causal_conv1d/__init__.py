@@ -6,7 +6,7 @@ from backbones.ops import cpu_extension
 from backbones.ops.causal_conv1d.cpu import cpu_causal_conv1d_silu
 from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
 from backbones.ops.causal_conv1d.triton_backend import triton_causal_conv1d_silu
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_causal_conv1d_silu
 from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
@@ -52,8 +52,5 @@ def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str 
             "needs x (b, l, d), weight (d, 1, k) and bias (d,), got "
             f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    if not x.device == weight.device == bias.device:
-        raise ValueError(
-            f"x is on {x.device}, weight on {weight.device}, bias on {bias.device}: move them to one device"
-        )
+    check_devices(x=x, weight=weight, bias=bias)
     return CAUSAL_CONV1D.run(backend, x, weight.to(x.dtype), bias.to(x.dtype))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from backbones.ops.selective_scan.registration import no_second_derivative
+
 
 @torch.library.custom_op("defocus::causal_conv1d_silu_triton", mutates_args=())
 def triton_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -30,14 +32,7 @@ def _(grad, x, weight, bias):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError(
-        "backend='triton' of causal_conv1d_silu has no second derivative: choose backend=\"reference\" "
-        "(or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch"
-    )
-
-
-_backward.register_autograd(_refuse)
+_backward.register_autograd(no_second_derivative("triton", "causal_conv1d_silu"))
 
 
 def _setup_context(ctx, inputs, output):

@@ -120,7 +120,9 @@ def _differentiate(ctx, grad, _):
 
 
 _attend.register_autograd(_differentiate, setup_context=_setup_context)
-_attend_backward.register_autograd(refuse_second_derivatives("decay_attention"))
+_attend_backward.register_autograd(
+    refuse_second_derivatives("this backend of decay_attention has first derivatives only")
+)
 
 
 def cpu_decay_attention(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.ops.selective_scan.registration import no_second_derivative
+
 
 @torch.library.custom_op("defocus::mamba_inner_triton", mutates_args=())
 def _forward(
@@ -100,13 +102,6 @@ def _(grad, low, states, xz, *weights_and_scales):
     return tuple(x.new_empty(x.shape) for x in (xz, *weights_and_scales[:8]))
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError(
-        "backend='triton' of mamba_inner has no second derivative: choose backend=\"reference\" "
-        "(or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch"
-    )
-
-
 def _setup_context(ctx, inputs, output):
     # Else autograd makes gradients of zeros for what is only kept.
     ctx.set_materialize_grads(False)
@@ -123,7 +118,7 @@ def _differentiate(ctx, grad, *_):
     return *grads, None, None, None
 
 
-_backward.register_autograd(_refuse)
+_backward.register_autograd(no_second_derivative("triton", "mamba_inner"))
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 

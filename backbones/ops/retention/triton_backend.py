@@ -57,4 +57,4 @@ def _differentiate(ctx, grad):
 
 
 triton_retention.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(refuse_second_derivatives("retention"))
+_backward.register_autograd(refuse_second_derivatives("this backend of retention has first derivatives only"))

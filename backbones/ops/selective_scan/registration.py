@@ -5,6 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from backbones.ops.dispatch import refuse_second_derivatives
+
+
+def no_second_derivative(backend: str, operation: str) -> Callable:
+    """As of `refuse_second_derivatives`, for the operations whose backend `DEFOCUS_SCAN_BACKEND` names."""
+    return refuse_second_derivatives(
+        f"backend={backend!r} of {operation} has no second derivative",
+        'choose backend="reference" (or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch',
+    )
+
 
 def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) -> Callable:
     """Registers ``defocus::scan_<name>`` and its gradient with `torch.library`.
@@ -71,13 +81,7 @@ def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) 
     def _(grad, states, u, dt, A, B, C, D, z, freq, dt_bias, rope_scale, delta_scale, norm_group_dims):
         return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, freq, dt_bias))
 
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f'backend={name!r} of defocus_scan has no second derivative: choose backend="reference" '
-            "(or DEFOCUS_SCAN_BACKEND=reference), which is plain PyTorch"
-        )
-
-    scan_backward.register_autograd(refuse)
+    scan_backward.register_autograd(no_second_derivative(name, "defocus_scan"))
 
     def setup_context(ctx, inputs, output):
         # Else autograd makes a gradient of zeros for the states, as large as they are.
