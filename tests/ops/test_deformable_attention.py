@@ -149,3 +149,9 @@ def test_bad_shapes_are_named():
         deformable_attention(value[:, 1:], SHAPES, locations, weights)
     with pytest.raises(RuntimeError, match="runs on CUDA"):
         run("mmcv", value, locations, weights)
+
+
+def test_devices_have_to_agree():
+    value, locations, weights = inputs()
+    with pytest.raises(ValueError, match="value is on cpu, locations on cpu, weights on meta: move them to one device"):
+        run(None, value, locations, weights.to("meta"))

@@ -65,3 +65,12 @@ def test_bad_input():
     arguments[3] = torch.zeros(8, 4)
     with pytest.raises(ValueError, match=r"x_proj_weight \(7, 4\), got \(1, 2, 8\) and \(8, 4\)"):
         mamba_inner(*arguments, norm_group_dims=4)
+
+
+def test_devices_have_to_agree():
+    """The kernels of a GPU would read the address in their own memory."""
+    arguments = values(1, 2, 4, 2, 3)
+    arguments[3] = arguments[3].to("meta")
+    message = "xz is on cpu, conv_weight on cpu, conv_bias on cpu, x_proj_weight on meta, .*: move them to one device"
+    with pytest.raises(ValueError, match=message):
+        mamba_inner(*arguments, norm_group_dims=4)

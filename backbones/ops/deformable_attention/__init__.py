@@ -13,7 +13,7 @@ from backbones.ops.deformable_attention.mmcv_backend import mmcv_deformable_atte
 from backbones.ops.deformable_attention.mmcv_backend import refusal as mmcv_refusal
 from backbones.ops.deformable_attention.naive import naive_deformable_attention
 from backbones.ops.deformable_attention.triton_backend import triton_deformable_attention
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device
 from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
 DEFORMABLE_ATTENTION = Operation(
@@ -52,7 +52,7 @@ def deformable_attention(
         `(b, q, h·v)` in the dtype of ``value``.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown backend.
+        ValueError: Shapes that do not fit, inputs on several devices, an unknown backend.
         RuntimeError: The named backend cannot run here.
     """
     tokens = sum(h * w for h, w in shapes)
@@ -69,4 +69,5 @@ def deformable_attention(
             f"needs value (b, {tokens}, h, v), locations (b, q, h, {len(shapes)}, points, 2) and weights like them "
             f"without the last, got {tuple(value.shape)}, {tuple(locations.shape)} and {tuple(weights.shape)}"
         )
+    check_devices(value=value, locations=locations, weights=weights)
     return DEFORMABLE_ATTENTION.run(backend, value, shapes, locations, weights)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D, causal_conv1d_silu
-from backbones.ops.dispatch import Backend, Operation
+from backbones.ops.dispatch import Backend, Operation, check_devices
 from backbones.ops.mamba_inner.triton_backend import triton_mamba_inner
 from backbones.ops.selective_scan import defocus_scan
 
@@ -105,7 +105,7 @@ def mamba_inner(
         `(b, l, d)` in the dtype of ``xz``.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown backend.
+        ValueError: Shapes that do not fit, inputs on several devices, an unknown backend.
         RuntimeError: The named backend cannot run here.
     """
     d, rank, n = D.shape[0], dt_proj_weight.shape[1], A.shape[1]
@@ -114,6 +114,16 @@ def mamba_inner(
             f"with {d} channels, {n} states and rank {rank}, xz must be (b, l, {2 * d}) and x_proj_weight "
             f"{(rank + 2 * n, d)}, got {tuple(xz.shape)} and {tuple(x_proj_weight.shape)}"
         )
-    scales = (float(rope_scale), float(delta_scale), norm_group_dims)
-    weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A, D, freq)
-    return MAMBA_INNER.run(backend, xz, *weights, *scales)
+    tensors = dict(
+        xz=xz,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        x_proj_weight=x_proj_weight,
+        dt_proj_weight=dt_proj_weight,
+        dt_proj_bias=dt_proj_bias,
+        A=A,
+        D=D,
+        freq=freq,
+    )
+    check_devices(**tensors)
+    return MAMBA_INNER.run(backend, *tensors.values(), float(rope_scale), float(delta_scale), norm_group_dims)
