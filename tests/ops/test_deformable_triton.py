@@ -5,11 +5,8 @@ The interpreter has to be on before Triton is imported, so `test_in_the_interpre
 for the interpreter takes milliseconds for a line of a kernel.
 """
 
-import importlib.util
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +15,8 @@ import torch
 from backbones.ops import deformable_attention
 from backbones.ops.deformable_attention.levels import level_table
 from tests.ops.test_dtypes import compare
+from tests.ops.triton_runs import INTERPRETED, compile_launches, in_interpreter, interpret, needs_triton, on_gpu
 from tests.testing import TOLERANCE, assert_close
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CUDA = torch.cuda.is_available()
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA GPU, and the interpreter off")
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 
 MAPS = ((4, 3), (1, 1), (2, 5))
 DINO_MAPS = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -34,13 +25,7 @@ DINO_MAPS = ((100, 134), (50, 67), (25, 34), (13, 17))
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this is it")
 def test_in_the_interpreter():
-    # No GPU there, so that none of them runs as anything but interpreted.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    summary = result.stdout.strip().splitlines()[-1:]
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in summary[0] and " skipped" not in summary[0], summary
+    interpret(__file__)
 
 
 @pytest.fixture
@@ -200,42 +185,22 @@ def test_interpreted_refuses_float64(name):
 def compile_kernels(monkeypatch, folder: Path, capability: int, dtype: torch.dtype) -> dict[str, str]:
     """Resources of each kernel at the sizes of DINO's encoder, as the compiler's own tool tells them."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction, mangle_type
 
     from backbones.ops.deformable_attention import triton_kernels
 
-    usage = {}
-
-    def compile_instead(kernel, *args, grid, warmup, num_warps, **constants):
-        signature, constexprs, attributes = {}, {}, {}
-        for i, p in enumerate(kernel.params):
-            value = (dict(zip([p.name for p in kernel.params], args)) | constants)[p.name]
-            # As at a launch: an integer of 1 becomes a constant, multiples of 16 and aligned addresses are made use of.
-            free = not p.do_not_specialize
-            if p.is_constexpr or (type(value) is int and value == 1 and free):
-                signature[p.name], constexprs[(i,)] = "constexpr", value
-                continue
-            signature[p.name] = mangle_type(value)
-            if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and free):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        source = ASTSource(kernel, signature, constexprs, attributes)
-        target = GPUTarget("cuda", capability, 32)
-        cubin = folder / f"{kernel.__name__}.cubin"
-        cubin.write_bytes(triton.compile(source, target=target, options={"num_warps": num_warps}).asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        command = [str(tool), "--dump-resource-usage", str(cubin)]
-        usage[kernel.__name__] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    monkeypatch.setattr(JITFunction, "run", compile_instead)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    compiled = compile_launches(monkeypatch, folder, capability)
     maps = ((4, 4),) * 4
     tensors = [x.to(dtype) if i == 0 else x for i, x in enumerate(inputs(1, 16, 8, 32, 4, maps))]
     sides = [side for shape in maps for side in shape]
     out = triton_kernels.forward(tensors[0], sides, *tensors[1:])
     triton_kernels.backward(torch.zeros_like(out), tensors[0], sides, *tensors[1:])
-    assert set(usage) == {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    assert {name for name, _ in compiled} == {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    tool, usage = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", {}
+    for name, result in compiled:
+        cubin = folder / f"{name}.cubin"
+        cubin.write_bytes(result.asm["cubin"])
+        command = [str(tool), "--dump-resource-usage", str(cubin)]
+        usage[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return usage
 
 

@@ -11,7 +11,7 @@ import torch
 
 from backbones.ops import decay_attention
 from tests.ops import heads
-from tests.ops.test_triton_backend import INTERPRETED, in_interpreter, interpret, needs_triton, on_gpu
+from tests.ops.triton_runs import INTERPRETED, in_interpreter, interpret, needs_triton, on_gpu
 from tests.testing import TOLERANCE, assert_close
 
 scaled = partial(decay_attention, rope_scale=2.25, delta_scale=1.5)

@@ -4,8 +4,6 @@ The interpreter has to be on before Triton is imported, so `test_in_the_interpre
 `test_interpreted_…` in a process of its own. By hand: ``TRITON_INTERPRET=1 pytest tests/ops/test_triton_backend.py``.
 """
 
-import importlib.util
-import os
 import subprocess
 import sys
 
@@ -31,25 +29,8 @@ from tests.ops.test_selective_scan import (
     run,
     truth,
 )
+from tests.ops.triton_runs import CUDA, INTERPRETED, compile_launches, in_interpreter, interpret, needs_triton, on_gpu
 from tests.testing import assert_close
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CUDA = torch.cuda.is_available()
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="needs a CUDA GPU, and the interpreter off")
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-
-
-def interpret(file):
-    """Runs the tests of a file that are called ``test_interpreted_…`` in a process with the interpreter on."""
-    # No GPU there, so that none of them runs as anything but interpreted.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", file]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    summary = result.stdout.strip().splitlines()[-1:]
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in summary[0] and " skipped" not in summary[0], summary
 
 
 @needs_triton
@@ -226,39 +207,12 @@ def test_interpreted_convolution(shape, dtype):
 )
 def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction, mangle_type
 
     from backbones.ops.causal_conv1d import triton_kernels as conv
     from backbones.ops.selective_scan import triton_kernels as scan
 
-    compiled = set()
-
-    def compile_instead(kernel, *args, grid, warmup, num_warps, maxnreg=None, **constants):
-        signature, constexprs, attributes = {}, {}, {}
-        values = dict(zip([p.name for p in kernel.params], args)) | constants
-        for i, p in enumerate(kernel.params):
-            value = values[p.name]
-            # As at a launch: an integer of 1 becomes a constant, multiples of 16 and aligned addresses are made use of.
-            free = not p.do_not_specialize
-            if p.is_constexpr or (type(value) is int and value == 1 and free):
-                signature[p.name], constexprs[(i,)] = "constexpr", value
-                continue
-            signature[p.name] = mangle_type(value)
-            if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and free):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        source = ASTSource(kernel, signature, constexprs, attributes)
-        result = triton.compile(
-            source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=num_warps, maxnreg=maxnreg)
-        )
-        assert result.asm["cubin"]
-        assert result.metadata.shared <= 227 * 1024
-        compiled.add(kernel.__name__)
-
-    monkeypatch.setattr(JITFunction, "run", compile_instead)
+    compiled = compile_launches(monkeypatch, tmp_path, 90)
     monkeypatch.setattr(scan, "_cut", lambda b, l, d, n, device: (1, triton.cdiv(l, scan.CHUNK)))
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     b, l, d, n, group = shape
     u, z = torch.zeros(b, l, 2 * d, dtype=dtype).chunk(2, -1)
     dt, (B, C) = torch.zeros(b, l, d, dtype=dtype), torch.zeros(b, l, 2 * n, dtype=dtype).chunk(2, -1)
@@ -270,7 +224,10 @@ def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
     conv.backward(conv.forward(u, weight, bias), u, weight, bias)
     kernels = {name for module in (scan, conv) for name in vars(module) if name.endswith("_kernel")}
     # One segment needs no end state for the next.
-    assert compiled == kernels - ({"_segment_state_kernel"} if l == 1 else set())
+    assert {name for name, _ in compiled} == kernels - ({"_segment_state_kernel"} if l == 1 else set())
+    for _, result in compiled:
+        assert result.asm["cubin"]
+        assert result.metadata.shared <= 227 * 1024
 
 
 @pytest.mark.skipif(not (CUDA or INTERPRETED), reason="needs a CUDA GPU or the interpreter")
