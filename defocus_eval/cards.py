@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from defocus_eval.errors import InputError
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 from defocus_eval.formats.files import read_json
 
 KINDS = ("published", "own")
@@ -169,8 +169,7 @@ def read_cards(folder: str | Path) -> list[Card]:
 def write_card(card: Card, path: str | Path) -> None:
     """Writes a card, what is None left out."""
     content = {key: value for key, value in asdict(card).items() if key != "name" and value not in (None, {})}
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(Path(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def headline_of(evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -27,6 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, UTF-8, that is there as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sha256(path: Path) -> str:
     """Hash of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from defocus_eval.cards import TASKS, Card
 from defocus_eval.errors import InputError
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 
 PROJECT = "De-focus backbones for dense prediction"
 PAPER = {
@@ -50,8 +50,7 @@ def write_hub_files(cards: Sequence[Card], out: str | Path) -> list[Path]:
     for name, text in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        write_text(path, text)
     return [out / name for name in files]
 
 

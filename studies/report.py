@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 from studies.measures import deep_layer, maps
 from studies.pictures import draw_accuracies, draw_maps, save
 from studies.runs import Run
@@ -44,8 +44,7 @@ def write_report(results: Results, settings: Settings, folder: Path) -> str:
     for title, value in FIGURES.items():
         parts += [f"{title}:", comparison_table(results, VARIANTS, CLAIMS, value)]
     page = "\n\n".join(parts) + "\n"
-    with replacing(folder / "results.md") as file:
-        file.write_text(page)
+    write_text(folder / "results.md", page)
     rows = {VARIANTS[key].title: [100 * result["accuracy"] for result in found] for key, found in results.items()}
     save(draw_accuracies(rows, 100 / len(KINDS)), folder / "accuracy.png")
     shown = [key for key in SHOWN if any(result["seed"] == 0 for result in results.get(key, ()))]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backbones.classifier import DefocusClassifier
 from backbones.drop_path_schedule import DropPathSchedule
-from defocus_eval.files import replacing
+from defocus_eval.files import replacing, write_text
 from studies.measures import layer_numbers
 from studies.runs import Run
 from studies.scattered_shapes import KINDS, draw
@@ -171,5 +171,4 @@ def write_result(result: dict, model: DefocusClassifier, folder: Path) -> None:
     run = Run(result["variant"], result["seed"])
     with replacing(run.file(folder, ".pth")) as file:
         torch.save({"model": model.state_dict()}, file)
-    with replacing(run.file(folder)) as file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(run.file(folder), json.dumps(result, indent=1) + "\n")

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from backbones.resolution import resolution_settings
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 from defocus_eval.logs import read_logs
 from defocus_eval.markdown import table
 from studies.runs import Run, RunFailed, read_result, run_missing
@@ -119,8 +119,7 @@ def run_transfer(jobs: int) -> None:
     run_missing(wanted, FOLDER, command, jobs, describe=lambda result: f"box AP {result['scores']['bbox_mAP']:.3f}")
     found = {run.variant: read_result(run, FOLDER, settings) for run, settings in wanted.items()}
     page = detectors_table(found)
-    with replacing(FOLDER / "results.md") as file:
-        file.write_text(page + "\n")
+    write_text(FOLDER / "results.md", page + "\n")
     print(page)
 
 
@@ -138,8 +137,7 @@ def train_detector(run: Run) -> None:
     scores = read_logs(sorted(work_dir.glob("*/vis_data/scalars.json"))).evaluations[-1].scores
     seconds = time.monotonic() - start
     result = dict(settings=_detector_identity(run.variant), seed=run.seed, scores=scores, seconds=seconds)
-    with replacing(run.file(FOLDER)) as file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(run.file(FOLDER), json.dumps(result, indent=1) + "\n")
 
 
 def _detector_identity(detector: str) -> dict:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from defocus_eval.errors import InputError
 from defocus_eval.evaluate import TASKS, evaluate, to_markdown
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 
 # Classes in the printed table; the files hold all.
 SHOWN = 20
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         texts = {"json": json.dumps(result, indent=1, allow_nan=False) + "\n", "markdown": to_markdown(result)}
         for kind, path in outputs.items():
             if path:
-                with replacing(path) as partial:
-                    partial.write_text(texts[kind], encoding="utf-8")
+                write_text(path, texts[kind])
                 print(f"wrote {path}")
     except InputError as error:
         parser.error(str(error))

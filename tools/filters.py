@@ -33,7 +33,7 @@ from backbones.checkpoints import CheckpointError, read_backbone
 from backbones.integrations.frameworks import FrameworkError
 from backbones.integrations.networks import backbone_of_config
 from defocus_eval.errors import InputError
-from defocus_eval.files import replacing
+from defocus_eval.files import replacing, write_text
 from defocus_eval.markdown import table
 
 PERCENTILES = (10, 50, 90)
@@ -178,8 +178,7 @@ def _write(filters: dict[str, list[LayerFilters]], layers: Sequence[int], result
         np.savez_compressed(file, **arrays)
     texts = {"filters.json": json.dumps(result, indent=1, allow_nan=False) + "\n", "filters.md": to_markdown(result)}
     for name, text in texts.items():
-        with replacing(out / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from backbones.flops import measure
 from backbones.flops.table import entries, kept_row, row, update_tables
 from backbones.flops.text import describe_measurement
 from backbones.integrations.flops import find_subject
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,9 +51,8 @@ def main() -> None:
         sys.exit(f"{args.model}: {error}")
     print(describe_measurement(args.model, size, found))
     if args.json:
-        with replacing(args.json) as temporary:
-            content = dict(model=args.model, size=size) | found.as_dict()
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        content = dict(model=args.model, size=size) | found.as_dict()
+        write_text(args.json, json.dumps(content, indent=2) + "\n")
         print(f"wrote {args.json}")
 
 
@@ -72,8 +71,7 @@ def write_tables(document: Path) -> None:
             print(f"  {'kept as it was' if line else 'left out'}: {error}")
         if line:
             rows.append((entry, line))
-    with replacing(document) as temporary:
-        temporary.write_text(update_tables(text, rows))
+    write_text(document, update_tables(text, rows))
     print(f"wrote {document}")
 
 

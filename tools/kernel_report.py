@@ -19,17 +19,12 @@ from backbones.kernel_report.cards import CARDS
 from backbones.kernel_report.limits import limits
 from backbones.kernel_report.report import DTYPES, report
 from backbones.kernel_report.tables import markdown, replace_tables
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 
 
 def _show(line: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K  {line}", end="", file=sys.stderr, flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def main() -> None:
@@ -58,11 +53,11 @@ def main() -> None:
     text = markdown(reports)
     print(text)
     if args.out:
-        _write(args.out, json.dumps(reports, indent=1))
+        write_text(args.out, json.dumps(reports, indent=1))
     if args.page:
-        _write(args.page, replace_tables(args.page.read_text(), text))
+        write_text(args.page, replace_tables(args.page.read_text(), text))
     if args.limits:
-        _write(args.limits, json.dumps(limits(reports[0]), indent=1) + "\n")
+        write_text(args.limits, json.dumps(limits(reports[0]), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from backbones.integrations.frameworks import FrameworkError
 from backbones.integrations.networks import LoadedNetwork, load_network
 from defocus_eval.drawing import read_image
 from defocus_eval.errors import InputError
-from defocus_eval.files import replacing
+from defocus_eval.files import replacing, write_text
 from defocus_eval.markdown import percent, table
 from defocus_eval.progress import start_progress
 
@@ -332,8 +332,7 @@ def _write(networks: Sequence[Named], result: dict[str, Any], out: Path) -> None
             save_arrays(partial, item.maps)
     texts = {"maps.json": json.dumps(result, indent=1, allow_nan=False) + "\n", "maps.md": to_markdown(result)}
     for name, text in texts.items():
-        with replacing(out / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
 
 
 def save_arrays(path: Path, maps: NetworkMaps) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from defocus_eval.cards import TASKS, Card, headline_of, read_card, read_cards, update_tables, write_card
 from defocus_eval.errors import InputError
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 from defocus_eval.pages import Question, RunFiles, write_page
 from defocus_eval.pages.provenance import commit, machine
 
@@ -160,8 +160,7 @@ def _write_tables(documents: list[Path]) -> None:
         if filled == text:
             print(f"{path}: nothing to change")
             continue
-        with replacing(path) as temporary:
-            temporary.write_text(filled)
+        write_text(path, filled)
         print(f"wrote {path}")
 
 

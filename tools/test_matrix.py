@@ -21,6 +21,8 @@ from typing import TextIO
 import setup_env
 from setup_env import ROOT
 
+from defocus_eval.files import write_text
+
 FOLDER = ROOT / "work_dirs" / "matrix"
 # What needs no framework, and of the rest what is not skipped without.
 CORE = ("ops", "layers", "mixers", "adapters", "checkpoints", "integrations", "test_defocus.py", "test_families.py")
@@ -106,7 +108,7 @@ def tested(name: str, environment: Environment) -> dict:
         print(f"  {error}")
     # What could not be made is tried again.
     if not result["problem"]:
-        write_whole(kept, json.dumps(result, indent=1))
+        write_text(kept, json.dumps(result, indent=1))
     return result
 
 
@@ -137,7 +139,7 @@ def make(environment: Environment, folder: Path) -> Path:
         if environment.mmcv:
             install_mmcv(python, [*install, "-v", "--no-cache", "--no-build-isolation", environment.mmcv], log)
             run([*install, "--no-build-isolation", *environment.frameworks], log)
-    write_whole(stamp, wanted)
+    write_text(stamp, wanted)
     return python
 
 
@@ -227,13 +229,6 @@ def fingerprint(environment: Environment) -> str:
         if (ROOT / name).is_file() and not name.endswith((".md", ".jpg", ".png")):
             digest.update(f"{name}\n".encode() + (ROOT / name).read_bytes())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def table(results: dict[str, dict]) -> str:

@@ -23,7 +23,7 @@ from backbones.doctor.diagnosis import Diagnosis, conclude, examine
 from backbones.doctor.records import Finding
 from backbones.doctor.report import to_json, to_markdown
 from backbones.doctor.surroundings import describe_machine, devices
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 
 # As shells count a program that Ctrl-C has ended.
 INTERRUPTED = 130
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diagnosis.findings += conclude(diagnosis)
     diagnosis.machine["this took"] = f"{time.monotonic() - start:.0f} s"
     if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(to_json(diagnosis))
+        write_text(out, to_json(diagnosis))
     print(to_markdown(diagnosis), end="")
     return diagnosis.status if status is None else status
 

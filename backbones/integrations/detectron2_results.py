@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from defocus_eval.evaluate import evaluate as score
-from defocus_eval.files import replacing
+from defocus_eval.files import replacing, write_text
 from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, LABELS, frame_of
 from defocus_eval.scores.cityscapes_instances import score_instances
 
@@ -100,8 +100,7 @@ class PanopticResults(_Results):
         if not comm.is_main_process():
             return None
         path = self._folder / "panoptic.json"
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"annotations": annotations}))
+        write_text(path, json.dumps({"annotations": annotations}))
         logger.info("%s: panoptic predictions of %d images", path, len(annotations))
         truth = getattr(self._metadata, "panoptic_json", None)
         if truth is None or not Path(truth).is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defocus_eval.evaluate import evaluate
-from defocus_eval.files import replacing
+from defocus_eval.files import write_text
 from defocus_eval.formats import Truth, read_predictions, read_truth
 from defocus_eval.logs import read_logs
 from defocus_eval.pages import charts, gallery, provenance
@@ -98,8 +98,7 @@ def write_page(question: Question, out: str | Path, command: Sequence[str]) -> d
     html = render_page(page, [*(chart for part in parts for chart in part["charts"]), *curves], shown)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(out, html)
     return evaluations[-1]
 
 
