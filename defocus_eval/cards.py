@@ -7,7 +7,6 @@ table of published figures and `results/README.md` are made from the cards, neve
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import date
@@ -17,6 +16,7 @@ from typing import Any
 from defocus_eval.errors import InputError
 from defocus_eval.files import write_text
 from defocus_eval.formats.files import read_json
+from defocus_eval.markdown import fill_blocks, plain_table
 
 KINDS = ("published", "own")
 TASKS = {
@@ -41,7 +41,6 @@ SCORES = {
     ("classification", "accuracy"): "top-1 accuracy",
 }
 _NEEDED = {"published": ("source",), "own": ("command", "commit", "machine")}
-_BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -194,12 +193,12 @@ def update_tables(text: str, cards: Sequence[Card], root: str = "") -> str:
         InputError: A block asks for a table that does not exist.
     """
 
-    def fill(block: re.Match) -> str:
-        if block["name"] not in TABLES:
-            raise InputError(f"there is no table {block['name']!r}; known are {', '.join(TABLES)}")
-        return f"{block[1]}{TABLES[block['name']](cards, root)}{block[3]}"
+    def fill(name: str) -> str:
+        if name not in TABLES:
+            raise InputError(f"there is no table {name!r}; known are {', '.join(TABLES)}")
+        return TABLES[name](cards, root)
 
-    return _BLOCK.sub(fill, text)
+    return fill_blocks(text, "results", fill)
 
 
 def detection_table(cards: Iterable[Card], root: str = "") -> str:
@@ -218,7 +217,7 @@ def detection_table(cards: Iterable[Card], root: str = "") -> str:
         figures = (f"{100 * found[o].scores['bbox']['AP']:.1f}" if o in found else "–" for o in ("paper", "release"))
         lines.append((config, schedule.removesuffix(" epochs"), _millions(card.parameters), *figures))
     head = ("config or backbone", "epochs", "parameters", "box AP **published**: paper", "released weights")
-    return _markdown(head, lines)
+    return plain_table(head, lines) + "\n"
 
 
 def all_table(cards: Iterable[Card], root: str = "") -> str:
@@ -228,7 +227,7 @@ def all_table(cards: Iterable[Card], root: str = "") -> str:
         scores = ", ".join(f"{title} {100 * value:.1f}" for title, value in card.headline)
         name = f"[{card.model}, {card.method}]({card.name}.json)"
         lines.append((name, card.data_set, card.schedule, scores, card.origin, card.date))
-    return _markdown(("result", "data", "schedule", "scores", "from", "date"), lines)
+    return plain_table(("result", "data", "schedule", "scores", "from", "date"), lines) + "\n"
 
 
 TABLES = {"coco-detection": detection_table, "all": all_table}
@@ -239,7 +238,3 @@ def _millions(parameters: int | None) -> str:
         return "–"
     # What was published in whole millions is not given digits that nobody stated.
     return f"{parameters / 1e6:.0f} M" if parameters % 1_000_000 == 0 else f"{parameters / 1e6:.2f} M"
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 TITLES = {
@@ -43,6 +44,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells]
     rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as narrow as can be, for documents that are kept; cells stand as they are."""
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def fill_blocks(text: str, marker: str, content: Callable[[str], str]) -> str:
+    """Fills the marked blocks of a document, `<!-- MARKER: NAME -->` to `<!-- /MARKER -->`.
+
+    Args:
+        text: The document.
+        marker: What the blocks are called.
+        content: Gives what a block of that name is to hold; what it raises is raised.
+    """
+    block = re.compile(rf"(<!-- {marker}: ([\w-]+) -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    return block.sub(lambda found: f"{found[1]}{content(found[2])}{found[3]}", text)
 
 
 def percent(value: float | None) -> str:

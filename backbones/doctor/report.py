@@ -7,6 +7,7 @@ from typing import Any
 
 from backbones.doctor.diagnosis import Diagnosis
 from backbones.doctor.records import Check, Choice, Speed
+from defocus_eval.markdown import plain_table
 
 FORMAT = 1
 _TITLES = {"wrong": "**Wrong**", "slow": "Slow", "note": "Note"}
@@ -65,8 +66,7 @@ def _findings(diagnosis: Diagnosis) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return plain_table(head, (map(_cell, row) for row in rows))
 
 
 def _cell(text: str) -> str:

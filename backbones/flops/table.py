@@ -1,7 +1,7 @@
 """The table of all configs and names of the project, in a marked block of a document."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from backbones.defocus import FAMILIES
 from backbones.flops.measure import Measurement
 from backbones.flops.published import FIGURES, find_published
 from backbones.flops.text import in_bytes, unknown_of
+from defocus_eval.markdown import fill_blocks, plain_table
 
 HEAD = (
     "config or name",
@@ -21,7 +22,6 @@ HEAD = (
     "peak without gradients",
     "not counted, by name",
 )
-_BLOCK = re.compile(r"(<!-- flops: (?P<part>[\w-]+) -->\n).*?(<!-- /flops -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def row(entry: Entry, found: Measurement, root: str) -> str:
         in_bytes(found.peak_bytes),
         ", ".join(f"`{name}`" for name in unknown_of(found)) or "–",
     )
-    return _line(cells)
+    return f"| {' | '.join(cells)} |\n"
 
 
 def kept_row(entry: Entry, text: str, root: str) -> str | None:
@@ -126,19 +126,9 @@ def update_tables(text: str, rows: Iterable[tuple[Entry, str]]) -> str:
     for entry, line in rows:
         parts.setdefault(entry.part, []).append(line)
 
-    def fill(block: re.Match) -> str:
-        if block["part"] not in parts:
-            raise ValueError(f"there are no rows for {block['part']!r}; known are {', '.join(parts)}")
-        return f"{block[1]}{''.join(_table(parts[block['part']]))}{block[3]}"
+    def fill(part: str) -> str:
+        if part not in parts:
+            raise ValueError(f"there are no rows for {part!r}; known are {', '.join(parts)}")
+        return plain_table(HEAD, ()) + "\n" + "".join(parts[part])
 
-    return _BLOCK.sub(fill, text)
-
-
-def _table(lines: list[str]) -> Iterator[str]:
-    yield _line(HEAD)
-    yield _line(["---"] * len(HEAD))
-    yield from lines
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |\n"
+    return fill_blocks(text, "flops", fill)

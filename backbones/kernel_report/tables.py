@@ -6,6 +6,7 @@ from typing import Any
 
 from backbones.kernel_report.estimate import ASSUMPTIONS
 from backbones.kernel_report.report import BATCHES, LENGTHS
+from defocus_eval.markdown import plain_table
 
 _PLACE = re.compile(r"(<!-- kernel_report -->\n).*?(<!-- /kernel_report -->)", re.DOTALL)
 
@@ -24,12 +25,6 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
         parts.append(f"Without Triton kernels, so not here: {', '.join(left_out)}.")
     parts.append("Assumptions:\n\n" + "\n".join(f"- {line}" for line in ASSUMPTIONS))
     return "\n\n".join(parts)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _kernels(kernels):
@@ -56,7 +51,7 @@ def _kernels(kernels):
         )
         for row in kernels
     ]
-    return table(head, rows)
+    return plain_table(head, rows)
 
 
 def _extremes(found):
@@ -65,7 +60,7 @@ def _extremes(found):
     names = ", ".join(sorted({row["operation"] for row in found["extremes"]}))
     if spilling:
         rows = [(row["operation"], row["kernel"], row["dtype"], row["spill_bytes"]) for row in spilling]
-        said.append(f"Spills of {names}:\n\n{table(('operation', 'kernel', 'dtype', 'spills B'), rows)}")
+        said.append(f"Spills of {names}:\n\n{plain_table(('operation', 'kernel', 'dtype', 'spills B'), rows)}")
     elif names:
         said.append(f"Nothing spills in {names}.")
     return f"Beyond the published sizes on {_place(found)}: " + "\n\n".join(said)
@@ -91,7 +86,8 @@ def _programs(found):
         )
         for row in found["programs"]
     ]
-    return f"Programs a multiprocessor on {_place(found)} ({multiprocessors} of them), by B × L:\n\n{table(head, rows)}"
+    title = f"Programs a multiprocessor on {_place(found)} ({multiprocessors} of them), by B × L"
+    return f"{title}:\n\n{plain_table(head, rows)}"
 
 
 def _block(found):
@@ -109,7 +105,7 @@ def _block(found):
         for row in found["block"]
     ]
     head = ("block", "launches", "moved GB", "kept MiB", "peak MiB", "products ms", "ms ≥", "ms ≈")
-    return f"Mamba-B block, forward + backward, on {_place(found)}, B = 2, L = 4,705:\n\n{table(head, rows)}"
+    return f"Mamba-B block, forward + backward, on {_place(found)}, B = 2, L = 4,705:\n\n{plain_table(head, rows)}"
 
 
 def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
@@ -130,7 +126,7 @@ def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
 
 def _ratios(found):
     rows = [(name, f"{value:.2f}" if value < 50 else f"{value:.0f}", aim) for name, value, aim in ratios(found)]
-    return f"Against the aims, ours in bf16 on {_place(found)}:\n\n{table(('measure', 'found', 'aim'), rows)}"
+    return f"Against the aims, ours in bf16 on {_place(found)}:\n\n{plain_table(('measure', 'found', 'aim'), rows)}"
 
 
 def _place(found):
