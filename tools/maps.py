@@ -24,7 +24,6 @@ of timm. docs/maps.md says what each picture and number means.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import time
@@ -45,7 +44,7 @@ from backbones.analysis.figures import DPI, Named
 from backbones.analysis.maps import layer_runs, map_layers
 from backbones.checkpoints import CheckpointError
 from backbones.integrations.frameworks import FrameworkError
-from backbones.integrations.networks import LoadedNetwork, load_network
+from backbones.integrations.networks import LoadedNetwork, load_network, read_value
 from defocus_eval.drawing import read_image
 from defocus_eval.errors import InputError
 from defocus_eval.files import replacing, write_text
@@ -175,10 +174,7 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InputError(f"an argument of the network is KEY=VALUE, as causal=False; got {pair!r}")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[key] = value
+        settings[key] = read_value(value)
     return settings
 
 

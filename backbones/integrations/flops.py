@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from backbones.flops import FlopCounter, Subject
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
+from backbones.integrations.networks import read_value
 
 
 def find_subject(name: str, size: tuple[int, int], options: Sequence[str] = ()) -> Callable[[], Subject]:
@@ -71,29 +72,19 @@ def kind_of(name: str) -> str:
 def _timm(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
     with needed("timm", oldest="1.0.3"):
         import timm
-        from timm.models import get_pretrained_cfg, is_model
+        from timm.models import is_model
+
+        from backbones.integrations.timm import size_settings
 
     if not is_model(name):
         raise ValueError(f"timm has no model {name!r}, nor is it a config file: see timm.list_models()")
-    settings = _settings(options)
-    cfg = get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size and size != tuple(cfg.input_size[1:]):
-        settings["img_size"] = size
-    model = timm.create_model(name, **settings).eval()
+    model = timm.create_model(name, **(_settings(options) | size_settings(name, size))).eval()
     image = torch.empty(1, model.pretrained_cfg["input_size"][0], *size)
     return Subject(model, lambda: model(image), [model])
 
 
 def _settings(options: Sequence[str]) -> dict[str, object]:
-    return {key: _value(text) for key, text in (option.split("=", 1) for option in options)}
-
-
-def _value(text: str) -> object:
-    """What Python reads ``text`` as, or the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return {key: read_value(text) for key, text in (option.split("=", 1) for option in options)}
 
 
 def _openmmlab(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:

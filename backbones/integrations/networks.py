@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ def load_network(
     return LoadedNetwork(loaded.eval(), True, str(checkpoint), mean, std)
 
 
+def read_value(text: str) -> Any:
+    """What a user writes behind ``KEY=``: what Python reads it as, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def backbone_of_config(path: str) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]:
     """The De-focus backbone of a config of mmdet or mmseg.
 
@@ -171,11 +180,13 @@ def _timm_model(
     with needed("timm", oldest="1.0.3"):
         import timm
         from timm.models import get_pretrained_cfg, is_model
+
+        from backbones.integrations.timm import size_settings
     if not is_model(name):
         raise ValueError(f"there is no model {name!r}: give one of {', '.join(FAMILIES)}, or a name of timm")
     form = get_pretrained_cfg(name)
-    if form.fixed_input_size and size is not None:
-        settings = {"img_size": tuple(size)} | settings
+    if size is not None:
+        settings = size_settings(name, size) | settings
     if checkpoint is not None:
         # As timm's own weights: what a model renames or resamples, such as positions of another size, is done for it.
         overlay = dict(file=str(checkpoint), num_classes=settings.get("num_classes", form.num_classes))

@@ -14,7 +14,13 @@ from backbones.integrations.frameworks import needed, timm_names
 
 with needed("timm", oldest="1.0.3"):
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, register_model
+    from timm.models import (
+        build_model_with_cfg,
+        create_model,
+        generate_default_cfgs,
+        get_pretrained_cfg,
+        register_model,
+    )
     from timm.models._features import feature_take_indices
 
 _RELEASE = "https://github.com/OpenGVLab/De-focus-Attention-Networks/releases/download/v1.0/"
@@ -227,14 +233,17 @@ for _variant in timm_names():
     setattr(sys.modules[__name__], _variant[0], register_model(_entry_point(*_variant)))
 
 
+def size_settings(name: str, size: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """What `timm.create_model` has to be told of the (height, width) of the images; not all models want to know."""
+    form = get_pretrained_cfg(name)
+    return {"img_size": tuple(size)} if form is not None and form.fixed_input_size else {}
+
+
 def create_peer(name: str, image_size: int) -> nn.Module:
     """A backbone of timm without weights and without a head, to compare ours with.
 
     Args:
         name: As timm knows it.
-        image_size: Side of the images in pixels, which some of its models want to know.
+        image_size: Side of the images in pixels.
     """
-    try:
-        return create_model(name, num_classes=0, img_size=image_size)
-    except TypeError:
-        return create_model(name, num_classes=0)
+    return create_model(name, num_classes=0, **size_settings(name, (image_size, image_size)))
