@@ -29,8 +29,9 @@ study: setup
 study-transfer: setup
 	@$(VENV)/bin/python -m studies.transfer
 
+# A worker a core, of the order of the files, so that those that share something made once mostly share a worker.
 test: setup
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # The oldest and newest versions that are promised: an environment each, of 3 to 6 GB, kept in work_dirs/matrix.
 # `make test-matrix ONLY="oldest newest"` tests some of them.

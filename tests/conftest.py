@@ -1,9 +1,17 @@
 """What every test starts from: a fixed seed, the repository as working directory, no forced backend, no scope."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Workers of pytest-xdist share the cores: with all of them for each, threads that wait for one another take most of the
+# time. Said before PyTorch is imported, and so to the programs that tests start.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
