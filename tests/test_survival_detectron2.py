@@ -19,7 +19,7 @@ from detectron2.data import MapDataset, build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
-from backbones.integrations.detectron2_resume import WholeFileCheckpointer, place_loader
+from backbones.integrations.detectron2.resume import WholeFileCheckpointer, place_loader
 from tests.forked import free_port, start_program, status, wait_for
 from tests.testing import assert_same_bits, load_tool
 

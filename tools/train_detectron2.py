@@ -50,7 +50,7 @@ from torch import distributed, nn
 from torch.multiprocessing import ProcessExitedException
 
 from backbones.integrations.detectron2 import ThreadCountHook, register_coco_json
-from backbones.integrations.detectron2_resume import ResumeHook, WholeFileCheckpointer
+from backbones.integrations.detectron2.resume import ResumeHook, WholeFileCheckpointer
 from backbones.resume import StopSignals
 
 logger = logging.getLogger("detectron2")

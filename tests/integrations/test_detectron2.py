@@ -317,7 +317,7 @@ def test_converted_files_are_kept_apart_and_leave_nothing_behind(tmp_path, monke
         weights = backbones.DefocusMamba(ARCHS["DefocusMamba"]).state_dict()
         weights["cls_token"] = torch.full_like(weights["cls_token"], i)
         torch.save(weights, tmp_path / f"{i}.pth")
-        paths.append(integration.PathManager.get_local_path(f"defocus:{tmp_path}/{i}.pth"))
+        paths.append(integration.checkpoints.PathManager.get_local_path(f"defocus:{tmp_path}/{i}.pth"))
     for _ in range(2):
         for i, path in enumerate(paths):
             assert (torch.load(path)["model"]["backbone.net.cls_token"] == i).all()

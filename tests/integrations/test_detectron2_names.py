@@ -22,20 +22,23 @@ RETNET = dict(embed_dims=32, depth=2, num_heads=2, value_dims=32, ffn_dims=32)
 OURS = "backbones.integrations.detectron2"
 
 
+def is_ours(name: str) -> bool:
+    return name == OURS or name.startswith(OURS + ".")
+
+
 @pytest.fixture(scope="module")
 def integration():
-    """Our module on the stand-in, whether Detectron2 is installed or not; gone afterwards."""
+    """Our package on the stand-in, whether Detectron2 is installed or not; gone afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(sys.modules):
-            if name == OURS or name.partition(".")[0] in ("detectron2", "omegaconf"):
+            if is_ours(name) or name.partition(".")[0] in ("detectron2", "omegaconf"):
                 patch.delitem(sys.modules, name)
         for name, module in detectron2_stand_in.modules().items():
             patch.setitem(sys.modules, name, module)
         patch.setattr(backbones.integrations, "detectron2", None, raising=False)
-        module = importlib.import_module(OURS)
-        patch.setitem(sys.modules, OURS, module)
-        patch.delitem(sys.modules, OURS)
-        yield module
+        yield importlib.import_module(OURS)
+        for name in filter(is_ours, list(sys.modules)):
+            del sys.modules[name]
 
 
 def adapted(module, adapter, net=None, **settings):
@@ -155,7 +158,7 @@ def config(integration, **options):
 
 
 def test_builders_for_yaml(integration):
-    node = integration.default_config.MODEL.DEFOCUS
+    node = integration.yaml_config.default_config.MODEL.DEFOCUS
     assert node == {
         "FAMILY": "DefocusMamba",
         "OPTIONS": {},
@@ -163,8 +166,11 @@ def test_builders_for_yaml(integration):
     }
     # Arguments of the backbone are keys there that Detectron2 cannot know.
     assert node.OPTIONS.new_allowed and not node.PYRAMID.new_allowed
-    assert set(integration.BACKBONE_REGISTRY) == {"build_defocus_backbone", "build_defocus_pyramid_backbone"}
-    colours = integration.ShapeSpec(channels=3)
+    assert set(integration.yaml_config.BACKBONE_REGISTRY) == {
+        "build_defocus_backbone",
+        "build_defocus_pyramid_backbone",
+    }
+    colours = integration.yaml_config.ShapeSpec(channels=3)
     net = integration.build_defocus_backbone(config(integration, arch=MAMBA), colours)
     assert isinstance(net, integration.DefocusMamba) and net.patch_embed.conv.in_channels == 3
     for options, factors, top in (
@@ -227,7 +233,7 @@ def test_a_checkpoint_of_mmdet_in_detectron2s_names(integration, place, tmp_path
     detector = {f"backbone.{k}": v for k, v in weights.items()}
     detector |= {f"neck.{k}": v for k, v in SimpleFPN(64, 32).state_dict().items()}
     torch.save({"state_dict": {k: v * 0 for k, v in detector.items()}, "model_ema": detector}, tmp_path / "x.pth")
-    path = integration.PathManager.get_local_path(f"defocus:{tmp_path}/x.pth{place}")
+    path = integration.checkpoints.PathManager.get_local_path(f"defocus:{tmp_path}/x.pth{place}")
     found = detectron2_stand_in.state_dict_of(path)
     prefix = place.removeprefix("#") or "backbone.net."
     (note,) = {name for name in found if name.endswith("defocus_source")}
@@ -249,14 +255,14 @@ def test_a_checkpoint_that_does_not_fit_is_one_error(integration, tmp_path):
     broken = {name: value * torch.nan for name, value in Plain(MAMBA).state_dict().items()}
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(CheckpointError, match=r"broken\.pth: .* weights are NaN or infinite"):
-        integration.PathManager.get_local_path(f"defocus:{tmp_path}/broken.pth")
+        integration.checkpoints.PathManager.get_local_path(f"defocus:{tmp_path}/broken.pth")
     torch.save(Plain(MAMBA | dict(depth=3)).state_dict(), tmp_path / "x.pth")
-    path = integration.PathManager.get_local_path(f"defocus:{tmp_path}/x.pth#backbone.")
+    path = integration.checkpoints.PathManager.get_local_path(f"defocus:{tmp_path}/x.pth#backbone.")
     model = nn.ModuleDict({"backbone": integration.DefocusMamba(MAMBA)})
     with pytest.raises(CheckpointError, match=r"x\.pth does not fit DefocusMamba: it lacks blocks\.3\."):
         model.load_state_dict(detectron2_stand_in.state_dict_of(path), strict=False)
     with pytest.raises(CheckpointError, match=r"absent\.pth does not exist"):
-        integration.PathManager.get_local_path(f"defocus:{tmp_path}/absent.pth")
+        integration.checkpoints.PathManager.get_local_path(f"defocus:{tmp_path}/absent.pth")
 
 
 def test_a_coco_file_is_registered_under_one_name(integration, tmp_path):
@@ -264,7 +270,7 @@ def test_a_coco_file_is_registered_under_one_name(integration, tmp_path):
     file.write_text('{"categories": [{"id": 4, "name": "a"}, {"id": 9, "name": "b"}]}')
     assert integration.register_coco_json(file, tmp_path, "mine") == "mine"
     assert integration.register_coco_json(file, tmp_path, "mine") == "mine"
-    assert integration.MetadataCatalog["mine"] == dict(json_file=str(file), image_root=str(tmp_path))
+    assert integration.data.MetadataCatalog["mine"] == dict(json_file=str(file), image_root=str(tmp_path))
     assert integration.count_categories(file) == 2
     with pytest.raises(FileNotFoundError, match=r"images .*absent do not exist"):
         integration.register_coco_json(file, tmp_path / "absent")

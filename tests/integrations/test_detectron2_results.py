@@ -18,7 +18,7 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
 
-from backbones.integrations.detectron2_results import (
+from backbones.integrations.detectron2.results import (
     CityscapesInstanceResults,
     CityscapesSemanticResults,
     PanopticResults,

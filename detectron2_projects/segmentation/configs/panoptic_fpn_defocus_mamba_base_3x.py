@@ -1,7 +1,7 @@
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from backbones.integrations.detectron2_results import PanopticResults
+from backbones.integrations.detectron2.results import PanopticResults
 
 from .common.base import backbone as _backbone
 from .common.base import lr_multiplier, optimizer, train

@@ -1,6 +1,6 @@
 """Evaluators for Detectron2 that keep what its own throw away: panoptic PNGs and Cityscapes' label maps and masks.
 
-    from backbones.integrations.detectron2_results import PanopticResults
+    from backbones.integrations.detectron2.results import PanopticResults
 
     dataloader.evaluator = L(PanopticResults)(dataset_name="${..test.dataset.names}", output_dir="work_dirs/panoptic")
 
