@@ -55,6 +55,15 @@ def import_refusal(module: str, install: str) -> str | None:
     return None
 
 
+def triton_refusal(device_type: str) -> str | None:
+    """Why Triton kernels cannot serve ``device_type``, or None."""
+    # Triton's interpreter, to check the kernels without a GPU.
+    interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != "cuda" and not interpreted:
+        return "Triton kernels need CUDA (or, to check them on the CPU, TRITON_INTERPRET=1 set before Python starts)"
+    return import_refusal("triton", "pip install triton")
+
+
 def serves_every_device(device_type: str) -> None:
     """The `Backend.refusal` of plain PyTorch."""
     return None

@@ -6,11 +6,10 @@ from backbones.ops import cpu_extension
 from backbones.ops.causal_conv1d.cpu import cpu_causal_conv1d_silu
 from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
 from backbones.ops.causal_conv1d.triton_backend import triton_causal_conv1d_silu
-from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device, triton_refusal
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_causal_conv1d_silu
 from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
-from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
 CAUSAL_CONV1D = Operation(
     "causal_conv1d_silu",

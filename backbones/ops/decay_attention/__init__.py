@@ -7,8 +7,7 @@ from backbones.ops.decay_attention.blocked import blocked_decay_attention
 from backbones.ops.decay_attention.cpu import cpu_decay_attention
 from backbones.ops.decay_attention.naive import naive_decay_attention
 from backbones.ops.decay_attention.triton_backend import triton_decay_attention
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
-from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
+from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
 
 DECAY_ATTENTION = Operation(
     "decay_attention",

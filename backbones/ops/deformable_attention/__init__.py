@@ -13,8 +13,7 @@ from backbones.ops.deformable_attention.mmcv_backend import mmcv_deformable_atte
 from backbones.ops.deformable_attention.mmcv_backend import refusal as mmcv_refusal
 from backbones.ops.deformable_attention.naive import naive_deformable_attention
 from backbones.ops.deformable_attention.triton_backend import triton_deformable_attention
-from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device
-from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device, triton_refusal
 
 DEFORMABLE_ATTENTION = Operation(
     "deformable_attention",

@@ -40,7 +40,7 @@ def _forward(
 
 @_forward.register_fake
 def _(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A, D, freq, *scales):
-    from backbones.ops.selective_scan.triton_backend import CHUNK
+    from backbones.ops.selective_scan.triton_sizes import CHUNK
 
     b, l, _ = xz.shape
     d, n = A.shape

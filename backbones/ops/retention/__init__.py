@@ -3,11 +3,10 @@
 from torch import Tensor
 
 from backbones.ops.decay_attention import check_heads
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
 from backbones.ops.retention.chunked import chunked_retention
 from backbones.ops.retention.naive import naive_retention, recurrent_retention
 from backbones.ops.retention.triton_backend import triton_retention
-from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 
 RETENTION = Operation(
     "retention",

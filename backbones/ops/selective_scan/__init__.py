@@ -3,14 +3,13 @@
 from torch import Tensor
 
 from backbones.ops import cpu_extension
-from backbones.ops.dispatch import Backend, Operation, serves_every_device
+from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
 from backbones.ops.selective_scan.chunked import chunked_defocus_scan
 from backbones.ops.selective_scan.cpu import cpu_defocus_scan
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
 from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
 from backbones.ops.selective_scan.naive import naive_defocus_scan
-from backbones.ops.selective_scan.triton_backend import refusal as triton_refusal
 from backbones.ops.selective_scan.triton_backend import triton_defocus_scan
 
 DEFOCUS_SCAN = Operation(

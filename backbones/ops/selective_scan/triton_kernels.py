@@ -33,7 +33,7 @@ from torch import Tensor
 
 from backbones.ops.gpu import gpu_of
 from backbones.ops.selective_scan.naive import NORM_EPS
-from backbones.ops.selective_scan.triton_backend import CHUNK
+from backbones.ops.selective_scan.triton_sizes import CHUNK
 from backbones.ops.triton_functions import reciprocal, sigmoid
 
 # Channels of a tile.
