@@ -5,6 +5,7 @@ Importing this package registers its modules into the frameworks that are instal
 
 from backbones.adapters import AdaptedBackbone, InteractionAdapter, SimpleFPN, TapPyramid
 from backbones.defocus import DefocusBackbone, DefocusMamba, DefocusRetNet, DefocusViT
+from backbones.model_zoo import config_file, config_files
 
 __all__ = [
     "AdaptedBackbone",
@@ -15,6 +16,8 @@ __all__ = [
     "InteractionAdapter",
     "SimpleFPN",
     "TapPyramid",
+    "config_file",
+    "config_files",
 ]
 __version__ = "0.1.0"
 

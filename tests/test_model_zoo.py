@@ -1,0 +1,79 @@
+"""Configs by name, in a checkout and in an installed wheel."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from backbones import config_file, config_files
+from tests.test_imports import ROOT
+
+
+def test_every_config_has_a_name():
+    names = config_files()
+    for folder, framework in (("mmdet_configs", "mmdet"), ("mmseg_configs", "mmseg")):
+        paths = sorted(path.relative_to(folder).as_posix() for path in Path(folder).glob("*/*.py"))
+        assert [name for name in names if name.startswith(framework)] == [f"{framework}/{path}" for path in paths]
+        assert len(paths) > 10
+    assert "detectron2/rcnn/configs/COCO/mask_rcnn_defocus_mamba_base_100ep.py" in names
+    assert "detectron2/rcnn/configs/custom/faster_rcnn_defocus_mamba_tiny.yaml" in names
+    assert not [name for name in names if "/common/" in name]
+    assert all(Path(config_file(name)).is_file() for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", ["dino.py", "mmdet/", "mmdet", "yolo/dino.py", "mmdet/dino", "mmdet/../pyproject.toml/x"]
+)
+def test_an_unknown_name(name):
+    with pytest.raises(FileNotFoundError, match=r"no config .*config_files\(\) lists them"):
+        config_file(name)
+
+
+def test_a_name_without_its_folder_is_guessed():
+    stem = "dino-4scale_defocus-mamba-base_8xb2-36e_coco"
+    with pytest.raises(FileNotFoundError, match=f"mmdet/dino/{stem}.py"):
+        config_file(f"{stem}.py")
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_all(tmp_path):
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    sources = ["backbones", "defocus_eval", *("mmdet_configs", "mmseg_configs", "detectron2_projects")]
+    copy = tmp_path / "source"
+    copy.mkdir()
+    # setuptools writes beside what it builds.
+    for name in (*sources, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).symlink_to(ROOT / name)
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(copy)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("defocus_backbones-*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    tracked = subprocess.run(["git", "ls-files", "backbones", "defocus_eval"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode == 0:
+        assert [name for name in tracked.stdout.split() if not (installed / name).is_file()] == []
+    # A config of one's own, elsewhere, that inherits one of the wheel's; nothing of the checkout is on the path.
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "_base_ = __import__('backbones').config_file('mmdet/dino/dino-5scale_defocus-mamba-base_8xb2-12e_coco.py')\n"
+    )
+    program = (
+        "import json, sys, backbones\n"
+        "try:\n"
+        "    from mmengine.config import Config\n"
+        "    levels = Config.fromfile('mine.py').model.num_feature_levels\n"
+        "except ImportError:\n"
+        "    levels = None\n"
+        "print(json.dumps([backbones.__file__, backbones.config_files(), levels]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    file, names, levels = json.loads(run.stdout.splitlines()[-1])
+    assert Path(file).is_relative_to(installed) and names == config_files() and levels in (5, None)
