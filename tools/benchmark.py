@@ -1,8 +1,8 @@
 """Times the operations, a block, or a whole backbone, and prints a table of ratios to paste.
 
 All that is compared runs in one process, in turns, so that a machine that slows down slows all of it; a figure is the
-median of the repeats. Memory is the peak above what was there before a run. Below a table stand the ratios that the
-README promises.
+median of the repeats. Memory is the peak above what was there before a run. Below a table stand the ratios that
+docs/performance.md promises.
 
   scan        backends of the De-focus scan: forward, and forward with backward
   block       a Mamba block against its two matrix products alone, bf16 autocast against fp32, and on a GPU against the

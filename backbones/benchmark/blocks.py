@@ -66,7 +66,7 @@ def block(options: Namespace) -> None:
 
 
 def promises(title: str, rows: list[Row], device: str, over_products: str) -> Iterator[str]:
-    """The lines that the README has figures for, as far as their rows were measured.
+    """The lines that docs/performance.md has figures for, as far as their rows were measured.
 
     Args:
         title: Which passes were measured.

@@ -64,11 +64,11 @@ def test_the_figures_that_were_published():
 @pytest.mark.parametrize(
     ("name", "document", "figures"),
     [
-        ("demo_dino_defocus-mamba-tiny", "README.md", ["maxDets=100 ] = 0.411", "= 0.584", "= 0.490"]),
-        ("demo_upernet_defocus-mamba-tiny", "README.md", ["mIoU 67.4", "| 67.4 | 93.5 |"]),
-        ("demo_mask-rcnn-d2_defocus-mamba-tiny", "README.md", ["box AP 51.3, mask AP 40.1"]),
+        ("demo_dino_defocus-mamba-tiny", "docs/demos.md", ["maxDets=100 ] = 0.411", "= 0.584", "= 0.490"]),
+        ("demo_upernet_defocus-mamba-tiny", "docs/demos.md", ["mIoU 67.4", "| 67.4 | 93.5 |"]),
+        ("demo_mask-rcnn-d2_defocus-mamba-tiny", "docs/demos.md", ["box AP 51.3, mask AP 40.1"]),
         ("demo_mask-rcnn-d2_defocus-mamba-tiny", "detectron2_projects/rcnn/README.md", ["69.9 | 60.7", "65.7 | 40.6"]),
-        ("shapes_mask-rcnn_defocus-mamba-tiny", "README.md", ["box AP 0.438 and mask AP 0.357"]),
+        ("shapes_mask-rcnn_defocus-mamba-tiny", "docs/demos.md", ["box AP 0.438 and mask AP 0.357"]),
     ],
 )
 def test_own_figures_stand_in_the_documents(name, document, figures):

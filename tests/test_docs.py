@@ -1,0 +1,53 @@
+"""Links of the documents: what they point to is there, and every page is found from the README."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("docs", "results", "mmseg_configs", "detectron2_projects")
+PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files, and the anchors in them, that a page links to."""
+    found = []
+    for link in LINK.findall(prose(page)):
+        if not link.startswith(("http:", "https:", "mailto:")):
+            path, _, anchor = link.partition("#")
+            found.append(((page.parent / path).resolve() if path else page, anchor))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_point_to_something(page):
+    for path, anchor in links(page):
+        assert path.exists() and path.is_relative_to(ROOT), path
+        assert not anchor or anchor in anchors(path), f"{path}#{anchor}"
+
+
+def test_every_page_is_found_from_the_readme():
+    found, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        found.add(page)
+        targets = {path / "README.md" if path.is_dir() else path for path, _ in links(page)}
+        new |= {path for path in targets if path.suffix == ".md" and path.is_file()} - found
+    assert [page for page in PAGES if page not in found] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
