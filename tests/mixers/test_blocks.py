@@ -132,3 +132,52 @@ def test_the_residual_is_kept_in_fp32(family, dtype):
     out = block(x)
     assert out.dtype == torch.float32
     assert (out == 1 + len(names) * 2**-12).all()
+
+
+class LowRank(torch.nn.Module):
+    """A projection with a low-rank term beside it, as PEFT puts in its place; the weight alone is not all of it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down = torch.nn.Parameter(torch.randn(2, base.in_features) / 4)
+        self.up = torch.nn.Parameter(torch.randn(base.out_features, 2) / 4)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+def test_what_is_put_in_a_projections_place_counts(name):
+    kind, arch, equations = FAMILIES["mamba"]
+    block = randomise(kind(arch, 0.0, 3, 2)).double()
+    weights = dict(block.named_parameters())
+    wrapped = LowRank(getattr(block.mixer, name)).double()
+    setattr(block.mixer, name, wrapped)
+    x = torch.randn(2, 11, arch.embed_dims, dtype=torch.float64)
+    merged = weights | {f"mixer.{name}.weight": wrapped.weight + wrapped.up @ wrapped.down}
+    expected = equations(merged, x, rope_scale=3, delta_scale=2)
+    assert_close(block(x), expected, "output", 1e-12)
+    block(x).sum().backward()
+    assert wrapped.down.grad.abs().max() > 0 and wrapped.up.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+def test_a_projections_hooks_are_called(name):
+    kind, arch, _ = FAMILIES["mamba"]
+    block = randomise(kind(arch))
+    x = torch.randn(1, 5, arch.embed_dims)
+    before, seen = block(x), []
+    hook = getattr(block.mixer, name).register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    assert_close(block(x), before, "output with a hook", 1e-5)
+    assert len(seen) == 1
+    hook.remove()
+    assert torch.equal(block(x), before)
