@@ -101,11 +101,15 @@ def test_a_list_that_is_wrong_is_named(tmp_path, content):
         run.read_list(tmp_path / "list.json")
 
 
-def test_the_lists_are_well_formed():
-    """They are read once a week; whether their strings and tests are still there is said then."""
+def test_the_lists_are_well_formed_and_fresh():
+    """They are run once a week; what a change makes stale is said at once."""
     paths = list(run.HERE.glob("*.json"))
     mutants = [mutant for path in paths for mutant in run.read_list(path)]
     assert paths and len({mutant[:3] for mutant in mutants}) == len(mutants)
     for mutant in mutants:
         assert mutant.old and mutant.old != mutant.new and mutant.note, mutant
-        assert all(test.startswith("tests/") and test.partition("::")[0].endswith(".py") for test in mutant.tests)
+        assert (run.ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant
+        for test in mutant.tests:
+            file, _, name = test.partition("::")
+            assert not name or f"def {name.partition('[')[0]}(" in (run.ROOT / file).read_text(), mutant
+            assert (run.ROOT / file).exists(), mutant
