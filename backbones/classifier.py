@@ -47,7 +47,7 @@ class DefocusClassifier(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no heads) or more, got {num_classes}")
         self.num_classes = num_classes
-        self.head, self.head2 = (_head(self.embed_dims, num_classes, self.head_kind) for _ in range(2))
+        self.head, self.head2 = (classification_head(self.embed_dims, num_classes, self.head_kind) for _ in range(2))
         self.head2.requires_grad_(self.auxiliary_loss)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -80,7 +80,14 @@ class DefocusClassifier(nn.Module):
         return (criterion(main, target) + criterion(auxiliary, target)) / 2
 
 
-def _head(dims: int, classes: int, kind: str) -> nn.Module:
+def classification_head(dims: int, classes: int, kind: str) -> nn.Module:
+    """A head with its initial values.
+
+    Args:
+        dims: Width of the features.
+        classes: Outputs; 0 for none, the features pass.
+        kind: "linear", or "mlp" for Linear, Tanh, Linear with three times the width in between.
+    """
     if classes == 0:
         return nn.Identity()
     if kind == "linear":

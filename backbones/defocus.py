@@ -101,13 +101,19 @@ class DefocusBackbone(nn.Module):
             self.block(sizes, rate, rope_scale, delta_scale, **mixer) for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = LayerNorm(embed_dims, eps=self.norm_eps)
+        self.reset_parameters()
+        self.freeze_after(self.out_indices[-1])
+        self._freeze()
+
+    def reset_parameters(self) -> None:
+        """Sets the initial values of what stands outside the blocks; each block has set its own."""
         nn.init.trunc_normal_(self.patch_embed.conv.weight, std=0.02)
         # Not zero: a token of padding would be the zero vector, where RMSNorm's gradient is 1 / sqrt(eps) = 316 and
         # grows with every block.
         nn.init.trunc_normal_(self.patch_embed.conv.bias, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        self.freeze_after(self.out_indices[-1])
-        self._freeze()
+        nn.init.ones_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
 
     @property
     def out_channels(self) -> tuple[int, ...]:
