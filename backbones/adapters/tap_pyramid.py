@@ -25,7 +25,7 @@ def tap_indices(depth: int, taps: int = TAPS) -> tuple[int, ...]:
 
 
 class TapPyramid(Adapter):
-    """Strides 4, 8, 16, 32, ... from four maps of stride 16: the shallower the block, the finer its scale.
+    """Strides 4, 8, 16, 32, ... from as many maps of stride 16: the shallower the block, the finer its scale.
 
     Each tap has its own norm, for the residual stream grows with depth; then two, one and no deconvolutions, and a
     max-pool.
@@ -35,18 +35,22 @@ class TapPyramid(Adapter):
         out_channels: Channels of every output, by a 1×1 and a 3×3 convolution; None leaves ``in_channels`` and
             convolves nothing.
         num_outs: Number of outputs; beyond stride 32 each subsamples the one before.
+        start_level: The finest output: 0 for stride 4 and four taps, 1 for 8 and three, 2 for 16, 3 for 32.
 
     Raises:
         ValueError: An argument outside its range.
     """
 
-    def __init__(self, in_channels: int, out_channels: int | None = None, num_outs: int = TAPS):
+    def __init__(self, in_channels: int, out_channels: int | None = None, num_outs: int = TAPS, start_level: int = 0):
         super().__init__()
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f"in_channels must be one positive number, that of every tap, got {in_channels!r}")
-        if num_outs < TAPS:
-            raise ValueError(f"num_outs must be at least {TAPS}, got {num_outs}")
-        self.norms = nn.ModuleList(LayerNorm2d(in_channels) for _ in range(TAPS))
+        if start_level not in range(TAPS):
+            raise ValueError(f"start_level must be 0 (stride 4) to {TAPS - 1} (stride 32), got {start_level}")
+        self.taps = TAPS - start_level
+        if num_outs < self.taps:
+            raise ValueError(f"num_outs must be at least {self.taps}, got {num_outs}")
+        self.norms = nn.ModuleList(LayerNorm2d(in_channels) for _ in range(self.taps))
         self.resamples = nn.ModuleList(
             (
                 nn.Sequential(
@@ -58,34 +62,37 @@ class TapPyramid(Adapter):
                 nn.ConvTranspose2d(in_channels, in_channels, 2, 2),
                 nn.Identity(),
                 Halve(),
-            )
+            )[start_level:]
         )
         self.projections = nn.ModuleList(
             nn.Identity()
             if out_channels is None
             else nn.Sequential(ConvNorm(in_channels, out_channels, 1), ConvNorm(out_channels, out_channels, 3))
-            for _ in range(TAPS)
+            for _ in range(self.taps)
         )
         self.out_channels = (out_channels or in_channels,) * num_outs
-        self.scales = tuple(0.25 * 2**i for i in range(num_outs))
+        self.scales = tuple(0.25 * 2**i for i in range(start_level, start_level + num_outs))
 
     def check(self, net: DefocusBackbone) -> None:
-        depth = len(net.blocks)
-        if len(net.out_indices) != TAPS:
-            cure = f"out_indices={tap_indices(depth)}" if depth >= TAPS else f"a backbone of at least {TAPS} blocks"
+        depth, taps = len(net.blocks), self.taps
+        if len(net.out_indices) != taps:
+            cure = (
+                f"out_indices={tap_indices(depth, taps)}" if depth >= taps else f"a backbone of at least {taps} blocks"
+            )
             raise ValueError(
-                f"TapPyramid takes {TAPS} maps, the backbone gives {len(net.out_indices)} "
+                f"TapPyramid takes {taps} maps, the backbone gives {len(net.out_indices)} "
                 f"(out_indices={net.out_indices}): use {cure}"
             )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``num_outs`` maps, finest first, from the backbone's four.
+        """``num_outs`` maps, finest first, from one of the backbone's for each tap.
 
         Raises:
-            ValueError: There are not four.
+            ValueError: There are more or fewer.
         """
-        if len(inputs) != TAPS:
-            raise ValueError(f"TapPyramid takes {TAPS} maps, got {len(inputs)}: give the backbone {TAPS} out_indices")
+        taps = self.taps
+        if len(inputs) != taps:
+            raise ValueError(f"TapPyramid takes {taps} maps, got {len(inputs)}: give the backbone {taps} out_indices")
         outs = [
             projection(resample(norm(x)))
             for x, norm, resample, projection in zip(inputs, self.norms, self.resamples, self.projections, strict=True)

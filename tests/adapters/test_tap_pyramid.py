@@ -76,6 +76,26 @@ def test_each_scale_comes_from_its_own_tap():
         assert [not torch.equal(a, b) for a, b in zip(before, adapter(changed))] == [j == i for j in range(4)]
 
 
+@pytest.mark.parametrize("start_level", [1, 2, 3])
+def test_without_the_finest_scales_the_others_are_the_same(start_level):
+    """Of a pyramid of all scales those from ``start_level`` on, with as many taps."""
+    whole = TapPyramid(16, 8, num_outs=5)
+    part = TapPyramid(16, 8, num_outs=5 - start_level, start_level=start_level)
+    kept = {}
+    for name, value in whole.state_dict().items():
+        kind, number, rest = name.split(".", 2)
+        if int(number) >= start_level:
+            kept[f"{kind}.{int(number) - start_level}.{rest}"] = value
+    part.load_state_dict(kept)
+    taps = [torch.randn(1, 16, 5, 7) for _ in range(4)]
+    assert part.scales == whole.scales[start_level:]
+    for found, expected in zip(part(taps[start_level:]), whole(taps)[start_level:], strict=True):
+        assert torch.equal(found, expected)
+    net = DefocusMamba(ARCH, out_indices=(0, 1, 2, 3))
+    with pytest.raises(ValueError, match=rf"takes {4 - start_level} maps, the backbone gives 4"):
+        AdaptedBackbone(net, TapPyramid(48, start_level=start_level))
+
+
 def test_a_tap_is_normalised():
     adapter = TapPyramid(16)
     taps = [torch.randn(1, 16, 4, 4) for _ in range(4)]
@@ -95,7 +115,12 @@ def test_wrong_number_of_taps_is_refused_before_training():
         TapPyramid.fit(shallow)
 
 
-BAD = [dict(in_channels=[16] * 4), dict(in_channels=0), dict(in_channels=16, num_outs=3)]
+BAD = [
+    dict(in_channels=[16] * 4),
+    dict(in_channels=0),
+    dict(in_channels=16, num_outs=3),
+    dict(in_channels=16, start_level=4),
+]
 
 
 @pytest.mark.parametrize("arguments", BAD)
