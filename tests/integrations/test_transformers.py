@@ -72,6 +72,7 @@ def test_a_backbone_gives_what_the_plain_one_gives(family):
     [
         (PYRAMID, [8, 16, 32]),
         (dict(type="TapPyramid", out_channels=8, out_indices=[0, 1, 2, -1]), [4, 8, 16, 32]),
+        (dict(type="TapPyramid", start_level=1, num_outs=3), [8, 16, 32]),
         (dict(type="InteractionAdapter", num_heads=4, start_level=1, num_outs=3), [8, 16, 32]),
     ],
     ids=lambda value: value["type"] if isinstance(value, dict) else "",

@@ -39,6 +39,7 @@ class DefocusConfig(BackboneConfigMixin, PreTrainedConfig):
             backbone, the blocks that it takes, by default the last one, or as many as it needs at even distances.
         head: "linear" or "mlp", as of `DefocusClassifier`.
         auxiliary_loss: The same.
+        image_size: Side of a classifier's images, for the image processor that is saved with it; the model takes any.
         out_features: Names of the stages whose maps a backbone gives; None for the last one, or all of an adapter.
         out_indices: Their numbers.
 
@@ -61,6 +62,7 @@ class DefocusConfig(BackboneConfigMixin, PreTrainedConfig):
     adapter: dict | None = None
     head: str = "linear"
     auxiliary_loss: bool = True
+    image_size: int = 224
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -123,7 +125,9 @@ class DefocusConfig(BackboneConfigMixin, PreTrainedConfig):
             return tuple(index % depth for index in self.adapter["out_indices"])
         if self.adapter["type"] == "SimpleFPN":
             return (depth - 1,)
-        return adapters.tap_indices(depth, self.adapter.get("num_groups", 4))
+        if self.adapter["type"] == "TapPyramid":
+            return adapters.tap_indices(depth, 4 - self.adapter.get("start_level", 0))
+        return adapters.tap_indices(depth, self.adapter.get("num_groups", min(4, depth)))
 
     @property
     def backbone_arguments(self) -> dict[str, Any]:

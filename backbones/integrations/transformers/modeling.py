@@ -1,12 +1,15 @@
 """Backbones, models and classifiers that transformers' heads, Trainer and pipelines take as their own."""
 
+import os
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -14,6 +17,7 @@ from backbones.adapters import Adapter
 from backbones.classifier import DefocusClassifier, classification_head
 from backbones.defocus import FAMILIES, DefocusBackbone
 from backbones.integrations.transformers.config import ADAPTERS, CONFIGS, DefocusConfig
+from backbones.integrations.transformers.processing import image_processor
 
 
 class DefocusPreTrainedModel(PreTrainedModel):
@@ -46,6 +50,13 @@ class DefocusPreTrainedModel(PreTrainedModel):
         before, found, inner = name.rpartition("net.")
         of_net = bool(found) and before in ("", f"{self.base_model_prefix}.")
         return net.get_layer_id(inner) if of_net else len(net.blocks) + 1
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
+        """As transformers' own, and an image processor of ImageNet's pixels where the folder has none."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process and not (Path(save_directory) / IMAGE_PROCESSOR_NAME).exists():
+            size = self.config.image_size if isinstance(self, TransformersClassifier) else None
+            image_processor(size).save_pretrained(save_directory)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # Of classes outside its package transformers passes over modules without parameters of their own, as blocks
