@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, HfApi, ModelCardData, eval_result_entries_to_yaml
 
 from defocus_eval.cards import TASKS, Card
 from defocus_eval.errors import InputError
@@ -26,6 +26,19 @@ PAPER = {
 }
 # The Hub's names of metrics; average precision has none there and keeps its own.
 _METRIC_TYPES = {"mIoU": "mean_iou", "top-1 accuracy": "accuracy", "pixel accuracy": "accuracy"}
+
+# transformers has one pipeline for all masks.
+_PIPELINES = {task: "image-segmentation" for task in TASKS if task.endswith("segmentation")}
+_USE = """## Use
+
+With `defocus-backbones[transformers]` installed; no remote code is needed.
+
+```python
+import backbones.integrations.transformers  # makes the model known
+from transformers import pipeline
+
+predict = pipeline("{task}", "FOLDER, or this model's name on the Hub")
+```"""
 
 
 def write_hub_files(cards: Sequence[Card], out: str | Path) -> list[Path]:
@@ -42,11 +55,16 @@ def write_hub_files(cards: Sequence[Card], out: str | Path) -> list[Path]:
         InputError: The cards are of several models, or two give the same score.
     """
     _refuse_several(cards)
-    files = {"README.md": model_card(cards), "results_page.json": _json([results_page(card) for card in cards])}
+    out = Path(out)
+    # A folder of weights that transformers reads says itself what it is.
+    library = "transformers" if (out / "config.json").is_file() else "pytorch"
+    files = {
+        "README.md": model_card(cards, library),
+        "results_page.json": _json([results_page(card) for card in cards]),
+    }
     for card in cards:
         if "hub_id" in card.data:
             files[f".eval_results/{card.name.replace('.', '_')}.yaml"] = eval_results(card)
-    out = Path(out)
     for name, text in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +72,52 @@ def write_hub_files(cards: Sequence[Card], out: str | Path) -> list[Path]:
     return [out / name for name in files]
 
 
-def model_card(cards: Sequence[Card]) -> str:
-    """A model card: metadata with `model-index`, then text with a table of the scores."""
+def push_to_hub(folder: str | Path, repo_id: str, cards: Sequence[Card] = (), private: bool | None = None) -> str:
+    """Uploads a folder that transformers saved: config, weights, image processor, and the model's page.
+
+    What a training keeps there besides, its states and its checkpoints, stays.
+
+    Args:
+        folder: As of ``save_pretrained``.
+        repo_id: "owner/name" on the Hub, made if need be. The account is that of ``hf auth login``.
+        cards: Results of the model, of which its page is made; without any the folder's own README.md is taken.
+        private: Whether a new one is hidden; None for the account's own rule.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: The folder has no config or no weights, or the cards are of several models.
+    """
+    folder = Path(folder)
+    for kind in ("config.json", "model*.safetensors"):
+        if not any(folder.glob(kind)):
+            raise InputError(f"{folder} has no {kind}; give a folder that save_pretrained of transformers wrote")
+    if cards:
+        write_hub_files(cards, folder)
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    kept = ("*.json", "*.safetensors", "README.md", ".eval_results/*")
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message="Upload model",
+        allow_patterns=list(kept),
+        ignore_patterns=["checkpoint-*", "trainer_state.json", "results_page.json"],
+    ).commit_url
+
+
+def model_card(cards: Sequence[Card], library: str = "pytorch") -> str:
+    """A model card: metadata with `model-index`, then text with a table of the scores.
+
+    Args:
+        cards: Results of one model.
+        library: What reads the weights: "pytorch", or "transformers", whose users are told how.
+    """
     first = cards[0]
     data = ModelCardData(
         license="mit",
-        library_name="pytorch",
+        library_name=library,
         pipeline_tag=first.task,
         tags=["de-focus", "causal-vision", "backbone", f"arxiv:{PAPER['arxiv']}"],
         datasets=sorted({card.data["hub_id"] for card in cards if "hub_id" in card.data}) or None,
@@ -71,6 +129,8 @@ def model_card(cards: Sequence[Card]) -> str:
     lines += ["| data | score | value |", "| --- | --- | --- |"]
     for card in cards:
         lines += [f"| {card.data_set} | {title} | {100 * value:.1f} |" for title, value in card.headline]
+    if library == "transformers":
+        lines += ["", *_USE.format(task=_PIPELINES.get(first.task, first.task)).splitlines()]
     for card in cards:
         lines += ["", f"## {TASKS[card.task].capitalize()} on {card.data['name']}", ""]
         lines += [f"- {name}: {value}" for name, value in _facts(card)]

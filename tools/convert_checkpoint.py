@@ -6,6 +6,11 @@ backbone (default)    a classifier, detector or segmentor to the backbone alone
 --to detectron2       a detector of mmdet to Detectron2's names: backbone, simple pyramid, and DINO for detrex
   --adapted             for a detector whose pyramid is our AdaptedBackbone, not SimpleFeaturePyramid
 --to mmdet            the same back; either way it says what it could not carry
+--to timm             a classifier to the released names, which timm's models have
+--to transformers     a classifier, or a backbone with its adapter, to a folder that transformers reads offline;
+                      what weights do not tell comes from --config or --set
+
+A folder that transformers saved is read as a file is, whatever model it holds.
 """
 
 import argparse
@@ -26,22 +31,33 @@ from backbones.checkpoints import (
     find_backbones,
     read_checkpoint,
     select_head_classes,
+    to_classifier,
     to_detectron2,
     to_mmdet,
     weights_of,
 )
 
+CONVERTERS = {"detectron2": to_detectron2, "mmdet": to_mmdet, "timm": to_classifier, "transformers": None}
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help=".pth or .safetensors file, or an http(s) address")
-    parser.add_argument("output", nargs="?", type=Path, help="file to write, .pth or .safetensors")
+    parser.add_argument("checkpoint", help=".pth or .safetensors file, a folder of transformers, or an http(s) address")
+    parser.add_argument(
+        "output", nargs="?", type=Path, help="file to write, .pth or .safetensors; a folder for transformers"
+    )
     parser.add_argument("--inspect", action="store_true", help="say what the file holds, write nothing")
     parser.add_argument("--class-map", type=Path, help="rows of the head to keep, one number a line, in class order")
-    parser.add_argument("--to", choices=("detectron2", "mmdet"), help="the framework whose names to write")
+    parser.add_argument("--to", choices=CONVERTERS, help="the framework whose names to write")
     parser.add_argument("--adapted", action="store_true", help="with --to detectron2: the pyramid is AdaptedBackbone's")
+    parser.add_argument("--config", help="with --to transformers: the config of mmdet or mmseg that the weights are of")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --to transformers: fields of its config"
+    )
+    parser.add_argument(
+        "--labels", type=Path, help="with --to transformers: names of a classifier's classes, one a line"
+    )
     parser.add_argument("--container", help="key of the weights in the file (default: a moving average if any)")
     parser.add_argument("--prefix", help="beginning of the backbone's names, for a file with several backbones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -50,10 +66,12 @@ def main() -> None:
         parser.error("--to is for detectors, --class-map for classifiers: give one of them")
     if args.adapted and args.to != "detectron2":
         parser.error("--adapted goes with --to detectron2")
-    if args.prefix is not None and (args.to or args.class_map):
+    if args.prefix is not None and (args.to not in (None, "transformers") or args.class_map):
         parser.error("--prefix is for the backbone alone: leave out --to and --class-map")
+    if (args.config or args.set or args.labels) and args.to != "transformers":
+        parser.error("--config, --set and --labels go with --to transformers")
     if not args.inspect:
-        check_output(parser, args.output, args.overwrite)
+        check_output(parser, args.output, args.overwrite, folder=args.to == "transformers")
     try:
         checkpoint = read_checkpoint(args.checkpoint)
     except CheckpointError as error:
@@ -64,8 +82,12 @@ def main() -> None:
             print(describe(checkpoint, weights, container))
             return
         left = []
+        if args.to == "transformers":
+            print(f"{args.checkpoint}: weights {_source(checkpoint, container)}")
+            print(f"{args.output}: {write_transformers(weights, args)}")
+            return
         if args.to:
-            out, left = to_mmdet(weights) if args.to == "mmdet" else to_detectron2(weights, adapted=args.adapted)
+            out, left = CONVERTERS[args.to](weights, **({"adapted": True} if args.adapted else {}))
         elif args.class_map:
             out = select_head_classes(weights, read_class_map(args.class_map))
         else:
@@ -81,16 +103,48 @@ def main() -> None:
     print(f"{args.output}: {len(out)} tensors" + (f"; left out {len(left)}: {', '.join(shown)}" if left else ""))
 
 
-def check_output(parser: argparse.ArgumentParser, output: Path | None, overwrite: bool) -> None:
+def check_output(parser: argparse.ArgumentParser, output: Path | None, overwrite: bool, folder: bool) -> None:
     """Ends the program before anything is read if ``output`` cannot be what is written."""
     if output is None:
         parser.error("give an output file, or --inspect")
+    if folder:
+        if output.exists():
+            sys.exit(f"{output} exists: choose another name, or remove it")
+        return
     if output.is_dir():
         parser.error(f"{output} is a folder: name the file to write in it")
     if output.suffix not in SUFFIXES:
         parser.error(f"{output} must end in {', '.join(SUFFIXES)}, which says how it is written")
     if output.exists() and not overwrite:
         sys.exit(f"{output} exists: choose another name or add --overwrite")
+
+
+def write_transformers(weights: dict, args: argparse.Namespace) -> str:
+    """Writes the folder of transformers, and says what is in it."""
+    # They take seconds to import, and are wanted here alone.
+    from backbones.integrations.networks import MEAN, STD
+    from backbones.integrations.transformers import folders, processing
+
+    settings, mean, std = folders.settings_of_config(args.config) if args.config else ({}, MEAN, STD)
+    settings |= read_settings(args.set)
+    labels = args.labels.read_text().splitlines() if args.labels else None
+    model = folders.model_of_weights(weights, settings, labels, args.prefix)
+    check_finite(model.state_dict())
+    size = model.config.image_size if hasattr(model, "head") else None
+    folders.write_folder(model, processing.image_processor(size, mean, std), args.output)
+    adapter = f", adapter {model.config.adapter}" if model.config.adapter else ""
+    return f"{type(model).__name__}, {len(model.state_dict())} tensors{adapter}"
+
+
+def read_settings(words: list[str]) -> dict:
+    """Fields and values of ``KEY=VALUE``."""
+    from backbones.integrations.networks import read_value
+
+    pairs = [word.partition("=") for word in words]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise ValueError(f"--set takes KEY=VALUE, such as section_size=224, got {key!r}")
+    return {key: read_value(value) for key, _, value in pairs}
 
 
 def describe(checkpoint: dict, weights: dict, container: str | None) -> str:

@@ -1,15 +1,17 @@
 """Reads checkpoint files safely and carries their weights into our modules."""
 
+from backbones.checkpoints.adapter import adapter_from_checkpoint
 from backbones.checkpoints.convert import (
     backbone_from_checkpoint,
     check_finite,
+    classifier_heads,
     describe_backbone,
     find_average,
     find_backbones,
     select_head_classes,
     weights_of,
 )
-from backbones.checkpoints.layouts import to_detectron2, to_mmdet
+from backbones.checkpoints.layouts import to_classifier, to_detectron2, to_mmdet
 from backbones.checkpoints.load import (
     FoundBackbone,
     LoadReport,
@@ -24,9 +26,11 @@ __all__ = [
     "CheckpointError",
     "FoundBackbone",
     "LoadReport",
+    "adapter_from_checkpoint",
     "backbone_from_checkpoint",
     "check_finite",
     "check_shapes",
+    "classifier_heads",
     "describe_backbone",
     "find_average",
     "find_backbones",
@@ -35,6 +39,7 @@ __all__ = [
     "read_backbone",
     "read_checkpoint",
     "select_head_classes",
+    "to_classifier",
     "to_detectron2",
     "to_mmdet",
     "weights_of",

@@ -143,6 +143,19 @@ def backbone_from_checkpoint(
     return kept, left
 
 
+def classifier_heads(weights: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:
+    """The two heads of a De-focus classifier, ``head.*`` and ``head2.*``; none if it is another model.
+
+    Args:
+        weights: Name to tensor, with one backbone.
+        prefix: As of `backbone_from_checkpoint`.
+    """
+    (before,) = find_backbones(weights) if prefix is None else [prefix and prefix.removesuffix(".") + "."]
+    plain = {_WRAPPERS.sub("", name).removeprefix(before): value for name, value in weights.items()}
+    heads = {name: value for name, value in plain.items() if re.match(r"head2?\.(?:\d\.)?(?:weight|bias)$", name)}
+    return heads if {name.partition(".")[0] for name in heads} == {"head", "head2"} else {}
+
+
 def _are(prefixes: list[str]) -> str:
     listed = " and ".join(repr(prefix) for prefix in prefixes)
     return f"{'is one' if len(prefixes) == 1 else f'are {len(prefixes)}'} under {listed}"

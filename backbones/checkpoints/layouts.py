@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from backbones.checkpoints.convert import backbone_from_checkpoint, find_backbones
+from backbones.checkpoints.convert import backbone_from_checkpoint, classifier_heads, find_backbones
 from backbones.checkpoints.read import CheckpointError
 
 # Layers before the two convolutions of each scale, finest first: ×4 has a norm and an activation between its two
@@ -76,16 +76,22 @@ def to_detectron2(
         CheckpointError: It has no De-focus backbone, or a pyramid that cannot be told.
     """
     backbone, others = backbone_from_checkpoint(weights)
+    (source,) = find_backbones(weights)
+    simple = source.removesuffix("net.") + f"{_ADAPTER}lateral_convs."
+    of_detectron2 = any("simfp_" in name or name.startswith(_OF_DETECTRON2) for name in others)
+    if not of_detectron2 and any(name.startswith(simple) for name in others):
+        # As transformers' folders have it: our adapter on a backbone, which mmdet has as a neck.
+        converted, left = to_detectron2(to_mmdet(weights)[0], prefix, adapted)
+        return converted, left + to_mmdet(weights)[1]
     converted = {prefix + name: value for name, value in backbone.items()}
-    if any("simfp_" in name or name.startswith(_OF_DETECTRON2) for name in others):
+    if of_detectron2:
         # Where the backbone is to stand is no pyramid.
         left = [name for name in others if name.startswith(prefix)]
         return converted | {name: weights[name] for name in others if name not in left}, left
     pyramid = {}
     if prefix.endswith("net."):
         outer = prefix.removesuffix("net.")
-        (source,) = find_backbones(weights)
-        scales = _scales_in_mmdet(weights)
+        scales = scales_in_mmdet(weights)
         adapter = source.removesuffix("net.") + _ADAPTER
         if scales and not adapted:
             pyramid = {ours: outer + theirs for ours, theirs in _pyramid(scales, _patch_size(backbone))}
@@ -134,7 +140,9 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
         pyramid[name] = ("neck." if is_neck else "backbone." + _ADAPTER) + name.removeprefix(outer + _ADAPTER)
     place = "backbone." if is_neck or not adapter else "backbone.net."
     converted = {place + name: value for name, value in backbone.items()}
-    backwards = [(theirs, ours) for ours, theirs in _DINO]
+    # Other detectors have some of detrex' names, too: those of transformers.
+    is_detrex = any(name.startswith("transformer.") for name in others)
+    backwards = [(theirs, ours) for ours, theirs in _DINO] if is_detrex else []
     left = []
     for name in others:
         if name.startswith(_SHARED) and name.removeprefix(_SHARED).startswith(_HEADS):
@@ -148,6 +156,26 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     return converted, left
 
 
+def to_classifier(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """A De-focus classifier in the released names, those of timm's models: as of `DefocusClassifier`.
+
+    Args:
+        weights: Name to tensor, of a classifier under transformers, or any other.
+
+    Returns:
+        The released names to tensors, and the names that were left out.
+
+    Raises:
+        CheckpointError: It has no De-focus backbone, or no heads of a classifier.
+    """
+    backbone, left = backbone_from_checkpoint(weights)
+    heads = classifier_heads(weights)
+    if not heads:
+        raise CheckpointError("there are no heads of a classifier (head.* and head2.*): take its backbone alone")
+    theirs = {re.sub(r"^patch_embed\.projection\.", "patch_embed.proj.", name): backbone[name] for name in backbone}
+    return theirs | heads, [name for name in left if not re.search(r"(?:^|\.)head2?\.(?:\d\.)?(?:weight|bias)$", name)]
+
+
 def _patch_size(backbone: Mapping[str, Tensor]) -> int:
     return backbone["patch_embed.projection.weight"].shape[-1]
 
@@ -157,7 +185,7 @@ def _stage(scale: int, patch_size: int) -> int:
     return patch_size.bit_length() - 1 - 2 + scale
 
 
-def _scales_in_mmdet(names: Iterable[str]) -> list[int]:
+def scales_in_mmdet(names: Iterable[str]) -> list[int]:
     """Which of the four scales `SimpleFPN` has, by its parameters' names."""
     names = set(names)
     count = 0

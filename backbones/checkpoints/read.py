@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import json
 import os
 import pickle
 import tempfile
@@ -69,7 +70,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """Reads a `.safetensors` file, or a file of `torch.save` with tensors and plain data only.
 
     Args:
-        path: A file, or an http(s) address, which is downloaded once into torch's hub cache.
+        path: A file, an http(s) address, which is downloaded once into torch's hub cache, or a folder of transformers,
+            whose weights may be in several files.
 
     Returns:
         What the file holds: a state dict, or a dict with a state dict in it.
@@ -80,7 +82,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     name = str(path)
     path = _download(name) if urlparse(name).scheme in ("http", "https") else Path(path).expanduser()
     if path.is_dir():
-        raise CheckpointError(f"checkpoint {name} is a folder: give the file in it")
+        return _read_folder(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {name} does not exist (looked for {path.absolute()})")
     if path.stat().st_size == 0:
@@ -90,6 +92,26 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise CheckpointError(f"checkpoint {name} holds a {type(content).__name__}, not a dict of weights")
     if not content:
         raise CheckpointError(f"checkpoint {name} holds an empty dict: nothing was saved into it")
+    return content
+
+
+def _read_folder(path: Path) -> dict:
+    """The weights of a folder that transformers saved."""
+    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if not index.is_file():
+        if whole.is_file():
+            return read_checkpoint(whole)
+        raise CheckpointError(
+            f"checkpoint {path} is a folder without a model.safetensors, as transformers saves it: give the file in it"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index} does not say which files hold the weights ({error}): copy it again") from error
+    content = {}
+    for name in names:
+        # A file of the folder, whatever the index says.
+        content |= read_checkpoint(path / Path(name).name)
     return content
 
 

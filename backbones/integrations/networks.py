@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from backbones.checkpoints import CheckpointError, describe_backbone, find_backbones, load_strictly, read_backbone
+from backbones.checkpoints import CheckpointError, classifier_heads, describe_backbone, load_strictly, read_backbone
 from backbones.classifier import CLASSIFIERS
 from backbones.defocus import FAMILIES
-from backbones.integrations.frameworks import needed, timm_names
+from backbones.integrations.frameworks import ADAPTERS, needed, timm_names
 
 # ImageNet's, of pixels from 0 to 255, as most training pipelines have them.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -114,9 +113,7 @@ def backbone_of_config(path: str) -> tuple[str, dict[str, Any], tuple[float, ...
     Raises:
         ValueError: The model has another backbone, or none.
     """
-    with needed("mmengine", oldest="0.10.0"):
-        from mmengine.config import Config
-    model = Config.fromfile(path).get("model", {})
+    model = _model_of_config(path)
     backbone = model.get("backbone", {})
     if _name(backbone.get("type")) == "AdaptedBackbone":
         backbone = backbone["net"]
@@ -130,6 +127,21 @@ def backbone_of_config(path: str) -> tuple[str, dict[str, Any], tuple[float, ...
         arguments["arch"] = dict(arguments["arch"])
     images = model.get("data_preprocessor") or {}
     return family, arguments, tuple(images.get("mean") or MEAN), tuple(images.get("std") or STD)
+
+
+def adapter_of_config(path: str) -> dict[str, Any] | None:
+    """The adapter of a config of mmdet or mmseg, its ``type`` and arguments, be it a neck; None if there is none."""
+    model = _model_of_config(path)
+    for found in (model.get("backbone", {}).get("adapter"), model.get("neck")):
+        if isinstance(found, Mapping) and _name(found.get("type")) in ADAPTERS:
+            return {**found, "type": _name(found["type"])}
+    return None
+
+
+def _model_of_config(path: str) -> Mapping[str, Any]:
+    with needed("mmengine", oldest="0.10.0"):
+        from mmengine.config import Config
+    return Config.fromfile(path).get("model", {})
 
 
 def _name(kind: Any) -> str:
@@ -154,7 +166,7 @@ def _defocus_model(
         family, settings = told, {"arch": sizes} | settings
     embedding = kept["patch_embed.projection.weight"].shape
     settings = {"patch_size": embedding[-1], "in_channels": embedding[1]} | settings
-    heads = _heads(found.weights, prefix) if with_head else {}
+    heads = classifier_heads(found.weights, prefix) if with_head else {}
     if heads:
         last = max(name for name in heads if name.startswith("head.") and name.endswith("weight"))
         kind = "linear" if last == "head.weight" else "mlp"
@@ -164,14 +176,6 @@ def _defocus_model(
         model = FAMILIES[family](**settings)
     load_strictly(model, kept, f"checkpoint {checkpoint}")
     return model
-
-
-def _heads(weights: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
-    """The two heads of a De-focus classifier, if it is one."""
-    (before,) = find_backbones(weights) if prefix is None else [prefix and prefix.removesuffix(".") + "."]
-    plain = {name.replace("_orig_mod.", "").removeprefix(before): value for name, value in weights.items()}
-    heads = {name: value for name, value in plain.items() if re.match(r"head2?\.(?:\d\.)?(?:weight|bias)$", name)}
-    return heads if {name.partition(".")[0] for name in heads} == {"head", "head2"} else {}
 
 
 def _timm_model(

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.checkpoints import backbone_from_checkpoint, find_backbones, weights_of
+from backbones.checkpoints import (
+    backbone_from_checkpoint,
+    classifier_heads,
+    find_backbones,
+    to_classifier,
+    weights_of,
+)
 from backbones.checkpoints.read import harmless_classes
 from backbones.classifier import CLASSIFIERS, DefocusClassifier
 from backbones.integrations.frameworks import needed, timm_names
@@ -176,10 +182,12 @@ def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict[str, Tensor
 
 
 def _classifier_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The backbone in the weights of any model, named as in a classifier; a classifier's as they are."""
+    """The backbone in the weights of any model, named as in a classifier; a classifier's with its heads."""
     if f"patch_embed.{TimmDefocus.projection_name}.weight" in weights or not find_backbones(weights):
         return weights
     backbone, _ = backbone_from_checkpoint(weights)
+    if classifier_heads(weights):
+        return to_classifier(weights)[0]
     theirs, ours = "patch_embed.projection.", f"patch_embed.{TimmDefocus.projection_name}."
     return {ours + name.removeprefix(theirs) if name.startswith(theirs) else name: backbone[name] for name in backbone}
 

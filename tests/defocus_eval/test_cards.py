@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,6 +161,36 @@ def test_the_hub_reads_what_is_written_for_it(tmp_path):
     }
     (page,) = json.loads(written[1].read_text())
     assert page["metrics"] == expected and page["parameters"] == 115_360_000 and page["dataset"] == "COCO"
+
+
+def test_a_folder_of_transformers_goes_to_the_hub_with_its_page(tmp_path, monkeypatch):
+    sent = {}
+
+    class Api:
+        def create_repo(self, repo_id, private, exist_ok):
+            assert exist_ok
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, allow_patterns, ignore_patterns, **_):
+            paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
+            rules = dict(allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+            sent["files"] = sorted(huggingface_hub.utils.filter_repo_objects(paths, **rules))
+            return SimpleNamespace(commit_url="there")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    card = by_name("dino_defocus-mamba-base_12e.release")
+    with pytest.raises(InputError, match=r"has no config\.json; give a folder that save_pretrained"):
+        hub.push_to_hub(tmp_path, "me/mine", [card])
+    (tmp_path / "checkpoint-5").mkdir()
+    for name in ("config.json", "model.safetensors", "training_args.bin", "optimizer.pt", "trainer_state.json"):
+        (tmp_path / name).touch()
+        (tmp_path / "checkpoint-5" / name).touch()
+    assert hub.push_to_hub(tmp_path, "me/mine", [card]) == "there"
+    results = ".eval_results/dino_defocus-mamba-base_12e_release.yaml"
+    assert sent["files"] == [results, "README.md", "config.json", "model.safetensors"]
+    page = (tmp_path / "README.md").read_text()
+    assert huggingface_hub.ModelCard(page).data.library_name == "transformers"
+    assert 'pipeline("object-detection"' in page and "import backbones.integrations.transformers" in page
 
 
 def test_a_set_that_the_hub_does_not_have_gets_no_eval_results(tmp_path):
