@@ -29,6 +29,7 @@ _IMPORTED = [
     "mmseg.visualization",
     "pytest",
     "timm.models",
+    "transformers.trainer",
 ]
 
 

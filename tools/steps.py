@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from backbones.mixers.mamba import MambaArch, MambaBlock
+from backbones.precision import choose_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,36 +35,9 @@ def mmcv_environment() -> dict[str, str]:
 
 def fastest_precision() -> list[str]:
     """Options for mmdet's and mmseg's training: bf16 where this machine trains faster in it, which is measured."""
-    fp32, bf16 = time_block()
-    # bf16 has to earn its lower precision.
-    chosen = "bf16" if bf16 < 0.9 * fp32 else "fp32"
-    print(
-        f"Precision: {chosen}, for a training step of a block takes {bf16 / fp32:.2f} times as long in bf16 as in fp32"
-    )
-    return ["--cfg-options", "optim_wrapper.type=Bf16OptimWrapper"] if chosen == "bf16" else []
-
-
-def time_block(budget: float = 1.0) -> tuple[float, float]:
-    """Times a training step of one block of the demos' size in fp32 and under bf16 autocast, on the CPU.
-
-    Args:
-        budget: Seconds for all of it.
-
-    Returns:
-        Seconds of the fastest step of each, for a neighbour on the machine makes single ones slow.
-    """
-    arch = MambaArch(embed_dims=192, inner_dims=384, depth=1, dt_rank=12)
-    block = MambaBlock(arch)
-    tokens = torch.randn(2, 401, arch.embed_dims)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    end = time.monotonic() + budget
-    while time.monotonic() < end or len(times[True]) < 3:
-        for bf16, measured in times.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                block(tokens).sum().backward()
-            measured.append(time.perf_counter() - start)
-    return min(times[False]), min(times[True])
+    bf16, why = choose_bf16()
+    print(why)
+    return ["--cfg-options", "optim_wrapper.type=Bf16OptimWrapper"] if bf16 else []
 
 
 def train_and_test(
