@@ -1,12 +1,14 @@
 # `make demo` and `make test` do all of their own set-up.
 PYTHON ?= python3
 VENV ?= .venv
+# That of `make demo-hf`, which has transformers and no mmcv.
+VENV_HF ?= .venv-hf
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
 # Of `make study`: full (meant for an hour on 2 cores) or quick (10 minutes).
 STUDY ?= full
 
-.PHONY: demo demo-seg demo-d2 study study-transfer test test-matrix test-detectron2 mutants setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 demo-hf study study-transfer test test-matrix test-detectron2 mutants setup lint clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -20,6 +22,11 @@ demo-seg: setup
 # Needs Detectron2, which is built from its source: the program says how.
 demo-d2: setup
 	@$(VENV)/bin/python tools/demo_detectron2.py
+
+# With transformers' Trainer: pip alone, and nothing to compile but our kernels.
+demo-hf:
+	@$(PYTHON) tools/setup_env.py --transformers $(VENV_HF)
+	@$(VENV_HF)/bin/python tools/demo_transformers.py
 
 # The paper's argument in miniature; docs/study.md has what came out.
 study: setup
@@ -50,4 +57,4 @@ lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 clean-demo:
-	rm -rf work_dirs/demo work_dirs/demo_seg work_dirs/demo_d2 work_dirs/shapes
+	rm -rf work_dirs/demo work_dirs/demo_seg work_dirs/demo_d2 work_dirs/demo_hf work_dirs/shapes

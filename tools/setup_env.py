@@ -1,4 +1,4 @@
-"""Makes the virtual environment of `make demo` and `make test`; does nothing if it is complete.
+"""Makes the virtual environment of `make demo` and `make test`, or of `make demo-hf`; does nothing if it is complete.
 
 Runs with the system's Python and its standard library alone.
 """
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 FREE_GIB = 12
 PYTHONS = ((3, 10), (3, 13))
+TRANSFORMERS_PYTHON = (3, 11)
 # Prints the flags that PyTorch's BuildExtension adds and that differ, one a line. PyTorch 2.6 still names ABIs.
 TORCH_FLAGS = """
 import shlex, sysconfig
@@ -38,16 +39,24 @@ if hasattr(torch.BuildExtension, "_add_gnu_cpp_abi_flag"):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
-    venv = parser.parse_args().venv.absolute()
+    parser.add_argument(
+        "--transformers", action="store_true", help="with transformers instead of mmdet and mmseg, which are compiled"
+    )
+    arguments = parser.parse_args()
+    venv = arguments.venv.absolute()
     stamp = venv / ".setup-complete"
     wanted = _fingerprint()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     missing = missing_prerequisites(venv)
+    if arguments.transformers and sys.version_info[:2] < TRANSFORMERS_PYTHON:
+        wanted = ".".join(map(str, TRANSFORMERS_PYTHON))
+        missing.append(f"transformers needs Python {wanted} or newer: make PYTHON=/path/to/python3.12 ...")
     if missing:
         sys.exit("Set-up cannot start:\n" + "\n".join(f"  - {line}" for line in missing))
 
-    print(f"Setting up {venv}: about 4 minutes on 2 cores and what the downloads take (log: {venv / 'setup.log'})")
+    minutes = f"about {2 if arguments.transformers else 4} minutes on 2 cores"
+    print(f"Setting up {venv}: {minutes} and what the downloads take (log: {venv / 'setup.log'})")
     start = time.monotonic()
     python = venv / "bin" / "python"
     if not python.exists():
@@ -58,7 +67,10 @@ def main() -> None:
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-c", lock]
     _step("pip", [python, "-m", "pip", "install", "--upgrade", "pip"], log)
     _step("torch", [*pip, "-r", REQUIREMENTS / "torch.txt"], log)
-    _install_openmmlab(python, pip, log)
+    if arguments.transformers:
+        _step("transformers, tools for pictures", [*pip, "-r", REQUIREMENTS / "transformers.txt"], log)
+    else:
+        _install_openmmlab(python, pip, log)
     _step("backbones", [*pip, "--no-build-isolation", "--no-deps", "-e", ROOT], log)
     stamp.write_text(wanted)
     print(f"Set-up done in {(time.monotonic() - start) / 60:.1f} minutes")
@@ -75,7 +87,8 @@ def missing_prerequisites(venv: Path) -> list[str]:
     compiler = os.environ.get("CXX") or "c++"
     # It may be a command of several words, such as "ccache g++".
     if shutil.which(shlex.split(compiler)[0]) is None:
-        missing.append(f"no C++ compiler ({compiler}), which mmcv's operators need: install g++ or clang, or set CXX")
+        needed = "which our kernels and mmcv's operators need"
+        missing.append(f"no C++ compiler ({compiler}), {needed}: install g++ or clang, or set CXX")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         missing.append(f"Python's headers are not installed ({header}): install python3-dev")

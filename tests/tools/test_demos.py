@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 
 from defocus_eval.logs import read_logs
 
@@ -21,7 +22,7 @@ def load_demo(tmp_path, monkeypatch):
 
     def load(name):
         monkeypatch.syspath_prepend(str(ROOT / "tools"))
-        for folder in ("tools", "mmdet_configs", "mmseg_configs"):
+        for folder in ("tools", "mmdet_configs", "mmseg_configs", "transformers_recipes"):
             (tmp_path / folder).symlink_to(ROOT / folder)
         demo = importlib.import_module(name)
         commands = {}
@@ -119,6 +120,27 @@ def test_a_demo_trains_the_mixer_that_is_asked_for(load_demo, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo", "--family", "vit"])
     demo.main()
     assert Path(commands["train.py"][2]).stem == "dino-4scale_defocus-vit-tiny_1xb2-4e_shapes"
+
+
+def test_transformers_demo_draws_and_scores_what_its_recipe_leaves(load_demo, monkeypatch):
+    demo, commands = load_demo("demo_transformers")
+    demo.main()
+    words = {tool: [str(word) for word in command] for tool, command in commands.items()}
+    recipe = yaml.safe_load(Path(words["train_transformers.py"][2]).read_text())
+    assert words["train_transformers.py"][3:] == ["--resume"]
+    assert words["make_shapes.py"][2] == "work_dirs/shapes"
+    assert recipe["train_images"] == "work_dirs/shapes/train" and recipe["val_images"] == "work_dirs/shapes/val"
+    for tool in ("show_results.py", "evaluate.py", "report.py"):
+        options = dict(itertools.pairwise(words[tool]))
+        assert options["--annotations"] == recipe["val_annotations"]
+        assert options["--predictions"] == f"{recipe['output_dir']}/predictions.bbox.json"
+    assert options["--checkpoint"] == f"{recipe['output_dir']}/model.safetensors"
+    commands.clear()
+    scores = Path(recipe["output_dir"]) / "scores.json"
+    scores.parent.mkdir(parents=True)
+    scores.touch()
+    demo.main()
+    assert "train_transformers.py" not in commands and "report.py" in commands
 
 
 @pytest.mark.parametrize(("predicted", "scored"), [(100, True), (300, False)])

@@ -85,6 +85,22 @@ def test_set_up_is_made_again_when_requirements_change(tmp_path, monkeypatch):
         setup_env.main()
 
 
+@pytest.mark.parametrize(("words", "compiles"), [([], True), (["--transformers"], False)])
+def test_the_set_up_of_transformers_compiles_nothing(tmp_path, monkeypatch, words, compiles):
+    commands, openmmlab = [], []
+    monkeypatch.setattr(setup_env, "missing_prerequisites", lambda venv: [])
+    monkeypatch.setattr(setup_env, "_step", lambda title, command, log: commands.append([*map(str, command)]))
+    monkeypatch.setattr(setup_env, "_install_openmmlab", lambda *_: openmmlab.append(1))
+    monkeypatch.setattr(sys, "argv", ["setup_env.py", str(tmp_path), *words])
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    setup_env.main()
+    files = {Path(word).name for command in commands for word in command if word.endswith(".txt")}
+    assert files == {"lock.txt", "torch.txt"} | (set() if compiles else {"transformers.txt"})
+    assert bool(openmmlab) is compiles
+    assert (tmp_path / ".setup-complete").is_file()
+
+
 @pytest.mark.parametrize("flags", [None, "-include header"])
 def test_a_failed_build_is_made_again_the_plain_way(monkeypatch, flags):
     steps = []

@@ -110,6 +110,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(images, unbroken
     assert main(words(images, tmp_path, resume="true", **told)) == 0
     assert_same(tmp_path, unbroken)
     assert read_logs([tmp_path / trainer.LOG]).losses == read_logs([unbroken / trainer.LOG]).losses
+    # One that was killed after its last step has to be scored alone.
+    (tmp_path / "scores.json").unlink()
+    assert main(words(images, tmp_path, resume="true", **told)) == 0
+    assert (tmp_path / "scores.json").is_file()
+    assert_same(tmp_path, unbroken)
 
 
 def test_a_run_does_not_mix_with_an_earlier_one(images, unbroken, capsys):
