@@ -180,16 +180,15 @@ def test_what_does_not_run_is_not_trained(family, tmp_path):
 
 def test_checkpointing_gives_the_same_gradients(family):
     model, images = BACKBONES[family](config(family, adapter=PYRAMID)).train(), torch.randn(1, 3, 32, 32)
-    runs = []
-    model.net.blocks[0].register_forward_pre_hook(lambda *_: runs.append(0))
-    gradients = []
+    runs, gradients = [], []
+    model.net.blocks[0].mixer.register_forward_pre_hook(lambda *_: runs.append(0))
     for enable in (False, True):
         if enable:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(every_n_layers=2)
         model.zero_grad()
         sum(m.square().sum() for m in model(images).feature_maps).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
-    assert len(runs) == 3 and model.is_gradient_checkpointing
+    assert len(runs) == 3 and [block.gradient_checkpointing for block in model.net.blocks] == [True, False]
     assert_same_bits(*gradients)
     model.gradient_checkpointing_disable()
-    assert not model.net.with_cp
+    assert not model.is_gradient_checkpointing

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs
@@ -81,18 +82,9 @@ class _WithNet(DefocusPreTrainedModel):
 
     def __init__(self, config: DefocusConfig, out_indices: tuple[int, ...]):
         super().__init__(config)
-        net = config.family(out_indices=out_indices, **config.backbone_arguments)
+        net = NETS[config.family.__name__](out_indices=out_indices, **config.backbone_arguments)
         # Filters are made in fp32 whatever the default; ``from_pretrained(dtype=...)`` means all of a model.
         self.net = net.to(torch.get_default_dtype())
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in backward, which transformers sets by this name."""
-        return self.net.with_cp
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        self.net.with_cp = enable
 
 
 class TransformersBackbone(BackboneMixin, _WithNet):
@@ -224,6 +216,18 @@ class TransformersClassifier(DefocusPreTrainedModel):
                 _fill(head, classification_head(self.config.hidden_size, self.config.num_labels, self.config.head))
 
 
+def _checkpointed(family: str) -> type[DefocusBackbone]:
+    """A family whose blocks are layers as transformers checkpoints them, by its own switch and arguments."""
+    plain = FAMILIES[family].block
+    layer = type(
+        plain.__name__, (GradientCheckpointingLayer, plain), {"__module__": __name__, "__doc__": plain.__doc__}
+    )
+    globals()[plain.__name__] = layer
+    return type(
+        family, (FAMILIES[family],), {"__module__": __name__, "__doc__": FAMILIES[family].__doc__, "block": layer}
+    )
+
+
 def build_block(config: DefocusConfig) -> nn.Module:
     """A block of the family with its initial values."""
     mixer = {name: getattr(config, name) for name in config.mixer_arguments}
@@ -270,6 +274,7 @@ def _kinds(base: type, suffix: str) -> dict[str, type]:
     return kinds
 
 
+NETS = {family: _checkpointed(family) for family in CONFIGS}
 BACKBONES = _kinds(TransformersBackbone, "Backbone")
 MODELS = _kinds(TransformersModel, "Model")
 CLASSIFIERS = _kinds(TransformersClassifier, "ForImageClassification")
