@@ -176,7 +176,7 @@ class DefocusBackbone(nn.Module):
         # The residual stream stays in fp32 whatever the dtype of the weights.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         cls_token = self.cls_token.to(dtype).expand(tokens.shape[0], -1, -1)
-        rows, columns = (-(-side // self.patch_size) for side in x.shape[-2:])
+        rows, columns = ((side + self.patch_size - 1) // self.patch_size for side in x.shape[-2:])
         layout = TokenGrid(rows, columns, grid.shape[1], grid.shape[2], self.section)
         return torch.cat((tokens.to(dtype), cls_token), dim=1), layout
 

@@ -19,6 +19,7 @@ from backbones.adapters.simple_fpn import ConvNorm
 from backbones.defocus import DefocusBackbone
 from backbones.layers.norms import LayerNorm, LayerNorm2d
 from backbones.ops import deformable_attention
+from backbones.ops.exported import take_first
 
 # Scales, as multiples of the backbone's stride, whose tokens take part; the finest is too long a sequence.
 LEVELS = (0.5, 1.0, 2.0)
@@ -129,11 +130,9 @@ class InteractionAdapter(Adapter):
 
         # Where the tokens lie on the other side's maps: both as shares, the prior's maps reaching further where the
         # image was padded to their stride.
-        device = x.device
-        rows, columns = shapes[1]
-        share = torch.tensor([grid.columns / columns, grid.rows / rows], device=device)
-        on_prior = _centres((grid.rows, grid.columns), device) * share
-        on_backbone = torch.cat([_centres(shape, device) for shape in shapes]) / share
+        own, prior_shape = (grid.rows, grid.columns), shapes[1]
+        on_prior = _centres(own, own, prior_shape, x.device)
+        on_backbone = torch.cat([_centres(shape, prior_shape, own, x.device) for shape in shapes])
 
         start = 0
         for injector, extractor, index in zip(self.injectors, self.extractors, net.out_indices, strict=True):
@@ -149,9 +148,9 @@ class InteractionAdapter(Adapter):
         maps = [finest, *maps]
         outs = []
         for i, scale, norm, projection in zip(self.used, self.scales, self.norms, self.projections):
-            h, w = math.ceil(grid.rows / scale), math.ceil(grid.columns / scale)
+            h, w = (_scaled(side, scale) for side in (grid.rows, grid.columns))
             resized = F.interpolate(last, (h, w), mode="bilinear", align_corners=False)
-            outs.append(projection(norm(maps[i][:, :, :h, :w] + resized)))
+            outs.append(projection(norm(take_first(take_first(maps[i], 2, h), 3, w) + resized)))
         while len(outs) < len(self.scales):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)
@@ -300,16 +299,36 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(value).unflatten(2, (heads, -1))
         # Places in fp32: 16 bits cannot tell neighbours apart on a large map.
         offsets = self.sampling_offsets(query).float().unflatten(2, (heads, levels, count, 2))
-        sides = torch.tensor([(w, h) for h, w in shapes], device=query.device, dtype=torch.float32)
-        locations = points[:, None, None, None] + offsets / sides[:, None]
+        # Side by side as numbers: an exported program keeps them open.
+        shares = [
+            torch.stack((offset[..., 0] / w, offset[..., 1] / h), -1)
+            for offset, (h, w) in zip(offsets.unbind(3), shapes, strict=True)
+        ]
+        locations = points[:, None, None, None] + torch.stack(shares, 3)
         weights = self.attention_weights(query).unflatten(2, (heads, levels * count)).float().softmax(-1)
         weights = weights.unflatten(3, (levels, count))
         return self.output_proj(deformable_attention(value, shapes, locations, weights).to(query.dtype))
 
 
-def _centres(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Centres of a map's pixels, row by row, as shares of its sides: `(h·w, 2)`, x and y."""
+def _scaled(side: int, scale: float) -> int:
+    """``side / scale`` rounded up, in whole numbers; ``scale`` is a power of two."""
+    return side * int(1 / scale) if scale < 1 else (side + int(scale) - 1) // int(scale)
+
+
+def _centres(shape: tuple[int, int], of: tuple[int, int], to: tuple[int, int], device: torch.device) -> Tensor:
+    """Where the centres of a map's pixels lie on a map that reaches further, or less far.
+
+    Args:
+        shape: (height, width) of the map.
+        of: (height, width) of the map's reach.
+        to: The other's reach, in the same unit.
+        device: Where the result is wanted.
+
+    Returns:
+        Row by row, as shares of the other's sides: `(h·w, 2)`, x and y.
+    """
     h, w = shape
-    y = (torch.arange(h, device=device) + 0.5) / h
-    x = (torch.arange(w, device=device) + 0.5) / w
+    # Sides as numbers, never as tensors of them: an exported program keeps them open.
+    y = (torch.arange(h, device=device) + 0.5) * (of[0] / (h * to[0]))
+    x = (torch.arange(w, device=device) + 0.5) * (of[1] / (w * to[1]))
     return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1)

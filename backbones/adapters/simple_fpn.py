@@ -1,7 +1,9 @@
 """The simple feature pyramid of plain backbones (arXiv 2203.16527): one map to many scales."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,5 +90,6 @@ class Halve(nn.Module):
     """Max-pool 2 that leaves a side of one pixel at one pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = (min(2, x.shape[-2]), min(2, x.shape[-1]))
-        return F.max_pool2d(x, kernel)
+        # By padding, for the kernel of an exported program is the same for all sizes.
+        missing = [torch.sym_max(2 - side, 0) for side in x.shape[-2:]]
+        return F.max_pool2d(F.pad(x, (0, missing[1], 0, missing[0]), value=-math.inf), 2)

@@ -27,5 +27,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor, multiple: tuple[int, int]) -> Tensor:
         """Embeds `(b, c, H, W)`, its sides first padded to ``multiple``, as `(b, h, w, embed_dims)`."""
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % multiple[1], 0, -height % multiple[0]))
+        # Written so that an exported program sees the padded sides to be multiples, whatever the image.
+        rows, columns = ((side + m - 1) // m * m for side, m in zip((height, width), multiple, strict=True))
+        x = F.pad(x, (0, columns - width, 0, rows - height))
         return self.conv(x.to(self.conv.weight.dtype)).permute(0, 2, 3, 1)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.ops.exported import take_first
+
 
 class TokenGrid(NamedTuple):
     """How the tokens of a sequence lie on an image; the class token comes after them.
@@ -31,7 +33,8 @@ class TokenGrid(NamedTuple):
     def to_map(self, sequence: Tensor) -> Tensor:
         """The tokens `(b, l, c)`, the class token last, as a map `(b, c, rows, columns)`."""
         grid = to_grid(sequence[:, :-1], self.padded_rows, self.padded_columns, self.section)
-        return grid[:, : self.rows, : self.columns].permute(0, 3, 1, 2).contiguous()
+        grid = take_first(take_first(grid, 1, self.rows), 2, self.columns)
+        return grid.permute(0, 3, 1, 2).contiguous()
 
     def to_sequence(self, x: Tensor) -> Tensor:
         """A map `(b, c, rows, columns)` as a sequence `(b, l, c)`: zeros for padding and class token."""

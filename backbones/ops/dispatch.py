@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger("backbones")
+# PyTorch 2.6 does not tell an export from another compilation.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+# What `torch.export` traces where nothing is named, by preference: programs that run without this package.
+_EXPORTED = ("export", "torch")
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Operation:
         _operations[name] = self
 
     def select(self, device_type: str, requested: str | None = None) -> Backend:
-        """The backend to run on ``device_type``.
+        """The backend to run on ``device_type``; inside of `torch.export`, one that is plain PyTorch.
 
         Args:
             device_type: As in ``tensor.device.type``.
@@ -142,7 +146,7 @@ class Operation:
                 return _watcher(self, backend, arguments)
             return backend.run(*arguments)
 
-    def _choose(self, device_type: str, requested: str | None, environment: str | None) -> str:
+    def _choose(self, device_type: str, requested: str | None, exporting: bool, environment: str | None) -> str:
         name, source = (requested, "backend=") if requested else (environment, f"{self.environment}=")
         if name is not None:
             if name not in self.backends:
@@ -153,6 +157,8 @@ class Operation:
                 raise RuntimeError(f"{self.name}: {source}{name!r} cannot run on {device_type}: {reason}")
             logger.info("%s on %s: backend %s, as asked by %s", self.name, device_type, name, source[:-1])
             return name
+        if exporting:
+            return next(name for name in _EXPORTED if name in self.backends)
         refusals = []
         for backend in self.backends.values():
             if not backend.automatic:
@@ -195,11 +201,11 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
 
 
 # Tracing keeps the answer as a constant, so that a compiled graph neither reads the environment nor logs. That is
-# why it takes the operation by name.
+# why it takes the operation by name, and asks here whether there is an export: what is traced is always told so.
 @torch.compiler.assume_constant_result
 def _select(operation: str, device_type: str, requested: str | None) -> str:
     operation = _operations[operation]
-    key = (device_type, requested, os.environ.get(operation.environment) or None)
+    key = (device_type, requested, is_exporting(), os.environ.get(operation.environment) or None)
     if key not in operation._selected:
         operation._selected[key] = operation._choose(*key)
     return operation._selected[key]

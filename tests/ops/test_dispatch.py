@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from backbones.ops import dispatch
 from backbones.ops.dispatch import Backend, Operation, serves_every_device, watching
 
 
@@ -70,3 +71,14 @@ def test_a_watcher_runs_every_operation_while_it_is_there():
         raise KeyError
     assert seen == [("step", "plain", (x, 3))]
     assert operation.run(None, x, 3) == 6
+
+
+@pytest.mark.parametrize(("names", "taken"), [(("cpu", "torch", "export"), "export"), (("cpu", "torch"), "torch")])
+def test_an_export_takes_what_is_plain_pytorch(names, taken, monkeypatch):
+    backends = [Backend(name, None, serves_every_device, automatic=name != "export") for name in names]
+    operation = Operation("walk", backends, environment="WALK_BACKEND")
+    assert operation.select("cpu").name == "cpu"
+    monkeypatch.setattr(dispatch, "is_exporting", lambda: True)
+    assert operation.select("cpu").name == taken
+    monkeypatch.setenv("WALK_BACKEND", "cpu")
+    assert operation.select("cpu").name == "cpu"

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from backbones.ops import cpu_extension
 from backbones.ops.causal_conv1d.cpu import cpu_causal_conv1d_silu
+from backbones.ops.causal_conv1d.exported import exported_causal_conv1d_silu
 from backbones.ops.causal_conv1d.naive import naive_causal_conv1d_silu
 from backbones.ops.causal_conv1d.triton_backend import triton_causal_conv1d_silu
 from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device, triton_refusal
@@ -17,6 +18,7 @@ CAUSAL_CONV1D = Operation(
         Backend("cpu", cpu_causal_conv1d_silu, cpu_extension.refusal),
         Backend("triton", triton_causal_conv1d_silu, triton_refusal),
         Backend("torch", naive_causal_conv1d_silu, serves_every_device),
+        Backend("export", exported_causal_conv1d_silu, serves_every_device, automatic=False),
         Backend("reference", naive_causal_conv1d_silu, serves_every_device, automatic=False),
         Backend(
             "mamba_ssm",

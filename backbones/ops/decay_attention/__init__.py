@@ -5,6 +5,7 @@ from torch import Tensor
 from backbones.ops import cpu_extension
 from backbones.ops.decay_attention.blocked import blocked_decay_attention
 from backbones.ops.decay_attention.cpu import cpu_decay_attention
+from backbones.ops.decay_attention.exported import exported_decay_attention
 from backbones.ops.decay_attention.naive import naive_decay_attention
 from backbones.ops.decay_attention.triton_backend import triton_decay_attention
 from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
@@ -15,6 +16,7 @@ DECAY_ATTENTION = Operation(
         Backend("cpu", cpu_decay_attention, cpu_extension.refusal),
         Backend("triton", triton_decay_attention, triton_refusal),
         Backend("torch", blocked_decay_attention, serves_every_device),
+        Backend("export", exported_decay_attention, serves_every_device, automatic=False),
         Backend("reference", naive_decay_attention, serves_every_device, automatic=False),
     ),
     environment="DEFOCUS_ATTENTION_BACKEND",

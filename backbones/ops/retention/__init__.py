@@ -5,6 +5,7 @@ from torch import Tensor
 from backbones.ops.decay_attention import check_heads
 from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
 from backbones.ops.retention.chunked import chunked_retention
+from backbones.ops.retention.exported import exported_retention
 from backbones.ops.retention.naive import naive_retention, recurrent_retention
 from backbones.ops.retention.triton_backend import triton_retention
 
@@ -13,6 +14,7 @@ RETENTION = Operation(
     (
         Backend("triton", triton_retention, triton_refusal),
         Backend("torch", chunked_retention, serves_every_device),
+        Backend("export", exported_retention, serves_every_device, automatic=False),
         Backend("reference", naive_retention, serves_every_device, automatic=False),
         Backend("recurrent", recurrent_retention, serves_every_device, automatic=False),
     ),

@@ -6,6 +6,7 @@ from backbones.ops import cpu_extension
 from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
 from backbones.ops.selective_scan.chunked import chunked_defocus_scan
 from backbones.ops.selective_scan.cpu import cpu_defocus_scan
+from backbones.ops.selective_scan.exported import exported_defocus_scan
 from backbones.ops.selective_scan.mamba_ssm_backend import mamba_ssm_defocus_scan
 from backbones.ops.selective_scan.mamba_ssm_backend import may_differ as mamba_ssm_may_differ
 from backbones.ops.selective_scan.mamba_ssm_backend import refusal as mamba_ssm_refusal
@@ -18,6 +19,7 @@ DEFOCUS_SCAN = Operation(
         Backend("cpu", cpu_defocus_scan, cpu_extension.refusal),
         Backend("triton", triton_defocus_scan, triton_refusal),
         Backend("torch", chunked_defocus_scan, serves_every_device),
+        Backend("export", exported_defocus_scan, serves_every_device, automatic=False),
         Backend("reference", naive_defocus_scan, serves_every_device, automatic=False),
         Backend(
             "mamba_ssm", mamba_ssm_defocus_scan, mamba_ssm_refusal, automatic=False, may_differ=mamba_ssm_may_differ
