@@ -44,7 +44,7 @@ from backbones.analysis.figures import DPI, Named
 from backbones.analysis.maps import layer_runs, map_layers
 from backbones.checkpoints import CheckpointError
 from backbones.integrations.frameworks import FrameworkError
-from backbones.integrations.networks import LoadedNetwork, load_network, read_value
+from backbones.integrations.networks import LoadedNetwork, load_network, read_settings
 from defocus_eval.drawing import read_image
 from defocus_eval.errors import InputError
 from defocus_eval.files import replacing, write_text
@@ -164,18 +164,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 def network_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of the network from those of `add_network_arguments`."""
     named = {name: getattr(options, name) for name in ("section_size", "rope_scale", "delta_scale")}
-    return {name: value for name, value in named.items() if value is not None} | parse_settings(options.set)
-
-
-def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """``KEY=VALUE`` words as a dict; a value is Python's, or a string where it is none."""
-    settings = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"an argument of the network is KEY=VALUE, as causal=False; got {pair!r}")
-        settings[key] = read_value(value)
-    return settings
+    return {name: value for name, value in named.items() if value is not None} | read_settings(options.set)
 
 
 def _queries(word: str) -> int:
@@ -202,7 +191,7 @@ def _load(options: argparse.Namespace, against: bool = False) -> LoadedNetwork:
     own = (options.checkpoint, options.model, options.config, network_settings(options))
     if against:
         checkpoint, model, config = options.against, options.against_model, options.against_config
-        settings = parse_settings(options.against_set)
+        settings = read_settings(options.against_set)
         if model is None and config is None:
             # Another checkpoint of the same network, as of before and after.
             model, config, settings = *own[1:3], own[3] | settings

@@ -101,6 +101,21 @@ def read_value(text: str) -> Any:
         return text
 
 
+def read_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """``KEY=VALUE`` words as a dict; a value is Python's, or a string where it is none.
+
+    Raises:
+        ValueError: A word is not of this form.
+    """
+    settings = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an argument of the network is KEY=VALUE, as causal=False; got {pair!r}")
+        settings[key] = read_value(value)
+    return settings
+
+
 def backbone_of_config(path: str) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]:
     """The De-focus backbone of a config of mmdet or mmseg.
 

@@ -1,0 +1,57 @@
+"""A network as a program of PyTorch's operators, for images of any size: `torch.export`, and AOTInductor's packages."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from backbones.export.check import Runner
+from backbones.export.network import Exportable, Flat
+from backbones.export.target import Target
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple) -> torch.export.ExportedProgram:
+    """`torch.export` of a network whose sizes stay open.
+
+    Operations of this package take part in the form that is plain PyTorch, so that the program runs without it.
+
+    Args:
+        model: In evaluation.
+        inputs: Of more than one in each dimension that is dynamic.
+        dynamic: Of each input, its dynamic dimensions, nested as `forward` takes them.
+    """
+    # Without it a program would refuse, or take for another case, a size of one: one image, one row of tokens.
+    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
+
+
+def trace_network(network: Exportable) -> torch.export.ExportedProgram:
+    """`trace` of a network on images."""
+    return trace(Flat(network.model), (network.images(*network.traced),), (network.dynamic,))
+
+
+def _write(network: Exportable, path: Path) -> None:
+    program = trace_network(network)
+    # With them a loaded program would refuse a size of one, by guards that hang on layout alone; it is checked on such.
+    program.example_inputs = None
+    torch.export.save(program, path)
+
+
+def _load(path: Path) -> Runner:
+    return torch.inference_mode()(torch.export.load(path).module().forward)
+
+
+def _compile(network: Exportable, path: Path) -> None:
+    torch._inductor.aoti_compile_and_package(trace_network(network), package_path=str(path))
+
+
+def _load_package(path: Path) -> Runner:
+    return torch.inference_mode()(torch._inductor.aoti_load_package(str(path)).__call__)
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__}
+
+
+PROGRAM = Target("torch", (".pt2",), _write, _load, _versions)
+PACKAGE = Target("aot", (".pt2",), _compile, _load_package, _versions)
