@@ -59,6 +59,14 @@ def test_a_classifier_there_and_back(family, head, tmp_path):
     assert_same_bits(read_checkpoint(tmp_path / "back.safetensors"), plain.state_dict())
 
 
+def test_what_is_in_no_file_is_there(family):
+    """Filters that a network does without are constants of no checkpoint."""
+    plain = random_(FAMILIES[family](TINY[family], decay="none", phase="fixed"))
+    model = model_of_weights(plain.state_dict(), dict(family=family, arch=TINY[family], decay="none", phase="fixed"))
+    image = torch.randn(1, 3, 32, 48)
+    assert torch.equal(model(image).feature_maps[0], plain(image)[0])
+
+
 def test_timm_reads_a_folders_weights(tmp_path):
     timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     import backbones.integrations.timm  # noqa: F401  registers

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -21,7 +22,7 @@ from backbones.checkpoints import (
 )
 from backbones.integrations.networks import adapter_of_config, backbone_of_config
 from backbones.integrations.transformers.config import CONFIGS, DefocusConfig
-from backbones.integrations.transformers.modeling import BACKBONES, CLASSIFIERS
+from backbones.integrations.transformers.modeling import BACKBONES, CLASSIFIERS, build_block
 
 
 def model_of_weights(
@@ -51,13 +52,12 @@ def model_of_weights(
     adapter, told = ({}, None) if heads else adapter_from_checkpoint(weights)
     config = _config_of(backbone, heads, dict(settings or {}), told, labels)
     family = config.family.__name__
-    if heads:
-        model = CLASSIFIERS[family](config)
-        named = {f"{model.base_model_prefix}.net.{name}": value for name, value in backbone.items()} | heads
-    else:
-        model = BACKBONES[family](config)
-        named = {f"net.{name}": value for name, value in backbone.items()}
-        named |= {f"adapter.{name}": value for name, value in adapter.items()}
+    # On no device: what initial values would cost is not spent.
+    with torch.device("meta"):
+        model = (CLASSIFIERS if heads else BACKBONES)[family](config)
+    before = f"{model.base_model_prefix}.net." if heads else "net."
+    named = {before + name: value for name, value in backbone.items()} | heads
+    named |= {f"adapter.{name}": value for name, value in adapter.items()}
     own, shapes = (
         {name: tuple(value.shape) for name, value in values.items()} for values in (model.state_dict(), named)
     )
@@ -68,7 +68,18 @@ def model_of_weights(
         )
     # Copies, so that the model does not hold on to the whole file; assigned, so that they keep their dtypes.
     model.load_state_dict({name: value.clone() for name, value in named.items()}, assign=True)
+    _fill_constants(model)
     return model.eval()
+
+
+def _fill_constants(model: PreTrainedModel) -> None:
+    """Gives buffers that are in no file, those of filters that a network does without, their values."""
+    constants = dict(build_block(model.config).named_buffers())
+    for block in model.base_model.net.blocks:
+        for name, buffer in block.named_buffers():
+            if buffer.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                setattr(block.get_submodule(owner), leaf, constants[name].clone())
 
 
 def settings_of_config(path: str) -> tuple[dict[str, Any], tuple[float, ...], tuple[float, ...]]:
