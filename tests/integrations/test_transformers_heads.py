@@ -24,7 +24,6 @@ DETR = dict(
 )
 RT = DETR | dict(
     encoder_hidden_dim=32,
-    encoder_in_channels=[32] * 3,
     decoder_in_channels=[32] * 3,
     hidden_expansion=0.5,
     num_denoising=4,
@@ -59,7 +58,7 @@ HEADS = {
 }
 
 
-def tested(heads):
+def chosen(heads):
     return [head for head in heads if head not in RELATIVES or os.environ.get("ALL_HEADS")]
 
 
@@ -104,7 +103,7 @@ def assert_equal(*pairs):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", tested(HEADS))
+@pytest.mark.parametrize("head", chosen(HEADS))
 def test_a_detector_learns_predicts_and_is_saved(head, tmp_path):
     model = detector(head).train()
     images, mask, labels = two_sizes()
@@ -133,7 +132,7 @@ def segmentor(head, task, **sizes):
     return getattr(transformers, f"{head}For{task}")(config)
 
 
-@pytest.mark.parametrize("head", tested(SEGMENTORS))
+@pytest.mark.parametrize("head", chosen(SEGMENTORS))
 def test_a_mask_classifier_learns_predicts_and_is_saved(head, tmp_path):
     model = segmentor(
         head, "UniversalSegmentation" if head == "Mask2Former" else "InstanceSegmentation", **SEGMENTORS[head]
