@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backbones.export.check import Runner
+from backbones.export.check import ExportError, Runner
 from backbones.export.network import Exportable, Flat
 from backbones.export.target import Target
 
@@ -42,7 +42,15 @@ def _load(path: Path) -> Runner:
 
 
 def _compile(network: Exportable, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(trace_network(network), package_path=str(path))
+    program = trace_network(network)
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    # What Inductor raises hangs on where in it a network fails: classes of its own, a KeyError, an AssertionError.
+    except Exception as error:
+        raise ExportError(
+            f"AOTInductor of PyTorch {torch.__version__} does not compile the network ({type(error).__name__}); it is "
+            "known to fail at the loops of De-focus blocks. Export with --to torch, --to onnx or --to openvino"
+        ) from error
 
 
 def _load_package(path: Path) -> Runner:

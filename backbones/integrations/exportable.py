@@ -49,6 +49,8 @@ def find_network(
         ExportError: ``name`` is none of these, or the parts do not fit it.
         CheckpointError: The checkpoint cannot be read or does not fit.
     """
+    if min(size or (1,)) < 1 or (batch is not None and batch < 1):
+        raise ExportError(f"--size and --batch take whole numbers from 1 on, got {size} and {batch}")
     network = _find(name, checkpoint, dict(settings or {}), adapter, part, size)
     return replace(network, batch=batch)
 
@@ -73,8 +75,8 @@ def _find(
         if adapter is not None:
             raise ExportError("--adapter is for a family's backbone: a config has its own adapter, or none")
         return _of_config(name, checkpoint, settings, part, size)
-    if part == "whole" and adapter is not None:
-        raise ExportError("--part whole is for configs: an adapter has no head")
+    if part == "whole":
+        raise ExportError("--part whole is for configs: a family has no head, a classifier of timm comes with its own")
     loaded = load_network(checkpoint, name, settings=settings, size=size)
     common = dict(about=f"{name}: {loaded.about}", mean=loaded.mean, std=loaded.std, size=size or loaded.size)
     net = loaded.model

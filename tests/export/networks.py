@@ -11,15 +11,15 @@ from backbones.export import Exportable, Target, name_maps
 
 ARCHS = {
     DefocusMamba: dict(embed_dims=16, inner_dims=64, depth=2, dt_rank=4, state_dims=4),
-    DefocusViT: dict(embed_dims=16, depth=2, num_heads=2),
-    DefocusRetNet: dict(embed_dims=16, depth=2, num_heads=2, value_dims=32, ffn_dims=24),
+    DefocusViT: dict(embed_dims=16, depth=1, num_heads=2),
+    DefocusRetNet: dict(embed_dims=16, depth=1, num_heads=2, value_dims=32, ffn_dims=24),
 }
 # One patch, a row of patches, odd sides, several sections, more tokens than any form takes at once.
 SIZES = [(1, 8, 8), (2, 8, 8), (1, 5, 3), (1, 8, 90), (2, 49, 37), (1, 96, 96), (1, 8, 2400)]
 
 
 def tiny(family: type[nn.Module], section: int | None = None, pyramid: bool = False) -> Exportable:
-    """A network of two blocks on patches of 8 pixels."""
+    """A network of one or two blocks on patches of 8 pixels."""
     torch.manual_seed(0)
     net = family(ARCHS[family], patch_size=8, section_size=section, rope_scale=2.0, delta_scale=1.5)
     if pyramid:

@@ -22,12 +22,18 @@ from tests.export.networks import SIZES, of_module, tiny
     [tiny(DefocusMamba, section=24, pyramid=True), tiny(DefocusViT), tiny(DefocusRetNet, section=16)],
     ids=["mamba-pyramid", "vit", "retnet"],
 )
-def test_equals_pytorch(network, tmp_path):
+def test_equals_pytorch(network, tmp_path, monkeypatch):
+    traced, function = [], ours._function
+    monkeypatch.setattr(ours, "_function", lambda *call: traced.append(call) or function(*call))
     out = tmp_path / "net.onnx"
     manifest = export(network, ours.ONNX, out, sizes=SIZES)
     assert max(one["difference"] for one in manifest["checked_against_pytorch"]["sizes"]) < 2e-5
     model = onnx.load(out)
     assert {entry.domain for entry in model.opset_import} == {""} and not model.functions
+    # The blocks of a network share what their operation is.
+    assert len(traced) == 1
+    net = getattr(network.model, "net", network.model)
+    assert sum(node.op_type == "Scan" for node in model.graph.node) == len(net.blocks)
     # As anybody runs it, without this package.
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
@@ -38,16 +44,6 @@ def test_equals_pytorch(network, tmp_path):
     for found, truth in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
         assert torch.allclose(torch.from_numpy(found), truth, atol=2e-5)
     assert json.loads(out.with_name("net.onnx.json").read_text())["versions"]["opset"] == "20"
-
-
-def test_a_blocks_operation_is_traced_once(monkeypatch):
-    """Two blocks of the same sizes share a function; what they would cost apart grows with the depth."""
-    traced = []
-    function = ours._function
-    monkeypatch.setattr(ours, "_function", lambda call, operation: traced.append(call) or function(call, operation))
-    model = ours.to_onnx(tiny(DefocusMamba))
-    assert [call.operation for call in traced] == ["mamba_inner"]
-    assert sum(node.op_type == "Scan" for node in model.graph) == 2
 
 
 def test_weights_beyond_a_files_size_are_refused(tmp_path, monkeypatch):

@@ -49,6 +49,8 @@ def test_a_run_says_what_was_checked(tmp_path, monkeypatch, capsys):
         ),
         (["DefocusMamba", "--set", f"arch={ARCH}", "--out", "a.onnx"], "a file of torch ends in .pt2, got a.onnx"),
         (["DefocusMamba", "--checkpoint", "absent.pth", "--out", "a.pt2"], "absent.pth"),
+        (["DefocusMamba", "--part", "whole", "--set", f"arch={ARCH}", "--out", "a.pt2"], "--part whole is for configs"),
+        (["DefocusMamba", "--size", "0", "8", "--out", "a.pt2"], "--size and --batch take whole numbers from 1 on"),
         (["absent.py", "--out", "a.pt2"], "absent.py"),
     ],
 )
