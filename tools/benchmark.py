@@ -14,6 +14,7 @@ docs/performance.md promises.
   backbone    a whole backbone, images per second
   peers       our backbones beside timm's ViT-B, Swin-B, ConvNeXt-B and ResNet-50: forward, and a training step
   adapter     training steps of a Mamba backbone through each adapter, and their parameters
+  export      exported backbones in their runtimes beside PyTorch, each in a process of its own: forward, peak of memory
 
 Example:
     python tools/benchmark.py block --length 4705 --repeats 7
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from backbones.benchmark import blocks, models, operations
+from backbones.benchmark import blocks, exports, models, operations
 from backbones.benchmark.clock import machine
 from backbones.defocus import FAMILIES
 
@@ -39,6 +40,7 @@ COMMANDS = {
     "backbone": models.backbone,
     "peers": models.peers,
     "adapter": models.adapter,
+    "export": exports.exports,
 }
 
 
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=448)
     parser.add_argument("--arch", default="base")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--formats", nargs="+", default=["onnx"], choices=list(exports.TITLES), help="of exports")
     parser.add_argument("--plot", type=Path, help="picture of a sweep")
     options = parser.parse_args(arguments)
     print(f"{machine(options.device)}\n")
