@@ -127,7 +127,7 @@ def test_a_wrong_backend_is_found_and_named_with_the_variable_that_turns_it_off(
 def test_right_backends_are_left_in_peace():
     result = found()
     assert result.status == 0 and not result.findings
-    assert {check.backend for check in result.checks} == {"torch", "recurrent"}
+    assert {check.backend for check in result.checks} == {"torch", "recurrent", "export"}
     assert {check.dtype for check in result.checks} == {"fp32", "bf16", "fp16"}
     assert all(check.same_bits and check.error < check.limit for check in result.checks)
     assert [record.backend for record in result.speeds] == ["torch"]
@@ -197,7 +197,7 @@ def test_a_test_of_a_backend_that_raises_is_a_refusal(monkeypatch):
 
 def test_what_is_taken_and_why_not_the_others(monkeypatch):
     choice = choose(RETENTION, "cpu")
-    assert (choice.taken, choice.spare) == ("torch", ["reference", "recurrent"])
+    assert (choice.taken, choice.spare) == ("torch", ["reference", "recurrent", "export"])
     assert list(choice.refused) == ["triton"] and "need CUDA" in choice.refused["triton"]
     monkeypatch.setenv("DEFOCUS_RETENTION_BACKEND", "recurrent")
     assert choose(RETENTION, "cpu").taken == "recurrent"

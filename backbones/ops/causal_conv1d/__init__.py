@@ -18,8 +18,8 @@ CAUSAL_CONV1D = Operation(
         Backend("cpu", cpu_causal_conv1d_silu, cpu_extension.refusal),
         Backend("triton", triton_causal_conv1d_silu, triton_refusal),
         Backend("torch", naive_causal_conv1d_silu, serves_every_device),
-        Backend("export", exported_causal_conv1d_silu, serves_every_device, automatic=False),
         Backend("reference", naive_causal_conv1d_silu, serves_every_device, automatic=False),
+        Backend("export", exported_causal_conv1d_silu, serves_every_device, automatic=False),
         Backend(
             "mamba_ssm",
             mamba_ssm_causal_conv1d_silu,

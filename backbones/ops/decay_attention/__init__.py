@@ -16,8 +16,8 @@ DECAY_ATTENTION = Operation(
         Backend("cpu", cpu_decay_attention, cpu_extension.refusal),
         Backend("triton", triton_decay_attention, triton_refusal),
         Backend("torch", blocked_decay_attention, serves_every_device),
-        Backend("export", exported_decay_attention, serves_every_device, automatic=False),
         Backend("reference", naive_decay_attention, serves_every_device, automatic=False),
+        Backend("export", exported_decay_attention, serves_every_device, automatic=False),
     ),
     environment="DEFOCUS_ATTENTION_BACKEND",
 )

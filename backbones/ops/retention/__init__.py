@@ -14,9 +14,9 @@ RETENTION = Operation(
     (
         Backend("triton", triton_retention, triton_refusal),
         Backend("torch", chunked_retention, serves_every_device),
-        Backend("export", exported_retention, serves_every_device, automatic=False),
         Backend("reference", naive_retention, serves_every_device, automatic=False),
         Backend("recurrent", recurrent_retention, serves_every_device, automatic=False),
+        Backend("export", exported_retention, serves_every_device, automatic=False),
     ),
     environment="DEFOCUS_RETENTION_BACKEND",
 )

@@ -19,8 +19,8 @@ DEFOCUS_SCAN = Operation(
         Backend("cpu", cpu_defocus_scan, cpu_extension.refusal),
         Backend("triton", triton_defocus_scan, triton_refusal),
         Backend("torch", chunked_defocus_scan, serves_every_device),
-        Backend("export", exported_defocus_scan, serves_every_device, automatic=False),
         Backend("reference", naive_defocus_scan, serves_every_device, automatic=False),
+        Backend("export", exported_defocus_scan, serves_every_device, automatic=False),
         Backend(
             "mamba_ssm", mamba_ssm_defocus_scan, mamba_ssm_refusal, automatic=False, may_differ=mamba_ssm_may_differ
         ),
