@@ -47,10 +47,14 @@ def test_a_head_learns_from_its_data_and_all_of_it_gets_gradients(head):
     assert not {name for name in without if "backbone" in name or "encoder.defocus" in name}, without
 
 
-def test_batch_norms_start_by_changing_no_scale():
-    model = heads.build_model("rt_detr_v2", "boxes", BACKBONE, REAL_TIME, ["a"])
+@pytest.mark.parametrize("head", ["rt_detr_v2", "d_fine"])
+def test_a_new_head_starts_at_scales_from_which_it_learns(head):
+    model = heads.build_model(head, "boxes", BACKBONE, REAL_TIME, ["a"])
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and all((norm.weight == 1).all() for norm in norms)
+    # A linear layer of 32 inputs starts between -1 / sqrt(32) and 1 / sqrt(32) in PyTorch.
+    weights = [layer.self_attn.q_proj.weight for layer in model.model.decoder.layers]
+    assert torch.stack(weights).std().item() == pytest.approx(torch.nn.Linear(32, 32).weight.std().item(), rel=0.2)
 
 
 @pytest.mark.parametrize(
