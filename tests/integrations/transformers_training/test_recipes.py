@@ -14,7 +14,8 @@ RECIPES = sorted((Path(__file__).parents[3] / "transformers_recipes").glob("*.ya
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_builds_its_model(recipe):
-    data, model, _ = parse([str(recipe), "--precision", "fp32"], "")
+    told = ["--precision", "fp32", "--train_annotations", "train.json", "--val_annotations", "val.json"]
+    data, model, _ = parse([str(recipe), *told], "")
     net = heads.build_model(model.head, heads.find_task(model.head, False), model.backbone, model.head_options, ["a"])
     heads.check_size(model.head, net, data.size)
     assert model.head in recipe.stem and model.backbone["model_type"] in recipe.stem
