@@ -14,6 +14,7 @@ import onnxruntime
 from backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from backbones.export import Exportable, ExportError, export
 from backbones.integrations import onnx as ours
+from backbones.ops.selective_scan.exported import phase
 from tests.export.networks import SIZES, of_module, tiny
 
 
@@ -44,6 +45,32 @@ def test_equals_pytorch(network, tmp_path, monkeypatch):
     for found, truth in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
         assert torch.allclose(torch.from_numpy(found), truth, atol=2e-5)
     assert json.loads(out.with_name("net.onnx.json").read_text())["versions"]["opset"] == "20"
+
+
+class Phase(torch.nn.Module):
+    """The cosine and sine that the scan turns by, for a sequence of any length."""
+
+    def __init__(self, freq):
+        super().__init__()
+        self.freq = torch.nn.Parameter(freq)
+
+    def forward(self, tokens):
+        return phase(tokens.shape[1], self.freq, 3.0)
+
+
+def test_far_positions_are_turned_as_exactly_as_near_ones(tmp_path):
+    freq = torch.linspace(0.01, 1.0, 7)
+    length = torch.export.Dim("length", min=2, max=100_000)
+    program = torch.onnx.export(
+        Phase(freq).eval(), (torch.zeros(1, 9, 1),), dynamo=True, dynamic_shapes=({1: length},), verbose=False
+    )
+    program.save(tmp_path / "phase.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "phase.onnx", providers=["CPUExecutionProvider"])
+    # 1,024 pixels in patches of 8.
+    cosine, sine = session.run(None, {session.get_inputs()[0].name: torch.zeros(1, 16_385, 1).numpy()})
+    angle = torch.arange(16_385, dtype=torch.float64)[:, None] / 3 * freq.double()
+    assert (torch.from_numpy(cosine) - angle.cos()).abs().max() < 5e-6
+    assert (torch.from_numpy(sine) - angle.sin()).abs().max() < 5e-6
 
 
 def test_weights_beyond_a_files_size_are_refused(tmp_path, monkeypatch):

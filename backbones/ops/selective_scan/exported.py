@@ -6,6 +6,7 @@ up to 1: it can vanish, as what it stands for does, and never overflows. The sta
 """
 
 import math
+import struct
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +40,21 @@ def phase(length: int, freq: Tensor, rope_scale: float) -> tuple[Tensor, Tensor]
     An angle of hundreds of turns in fp32 has lost the bits that count. A turn's share is exact for the coarse part of a
     frequency, whose few bits times a position fit into fp32, and what remains is small.
     """
-    turns = freq.double() / (2 * math.pi * rope_scale)
+    # In two parts that fp32 holds: exporters write a number in a program in fp32, whatever it is multiplied with.
+    a_radian = 1 / (2 * math.pi * rope_scale)
+    high = _in_fp32(a_radian)
+    turns = freq.double() * high + freq.double() * (a_radian - high)
     coarse = (turns * COARSE).round() / COARSE
     fine = (turns - coarse).to(freq.dtype)
     position = torch.arange(length, device=freq.device, dtype=freq.dtype)[:, None]
     whole = position * coarse.to(freq.dtype)
     angle = 2 * math.pi * ((whole - whole.round()) + position * fine)
     return angle.cos(), angle.sin()
+
+
+def _in_fp32(number: float) -> float:
+    """The number of fp32 next to a Python number."""
+    return struct.unpack("f", struct.pack("f", number))[0]
 
 
 def _scan_chunk(state: Tensor, chunk: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
