@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from backbones.layers.bandpass import set_filter
 from backbones.layers.drop_path import DropPath
 from backbones.layers.norms import RMSNorm
-from backbones.ops.causal_conv1d import causal_conv1d_silu
-from backbones.ops.mamba_inner import mamba_inner
-from backbones.ops.selective_scan import defocus_scan
+from backbones.ops.mamba_inner import mamba_inner, mamba_inner_by_calls
 
 
 @dataclass(frozen=True)
@@ -103,45 +101,16 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(b, l, embed_dims)` along l, causally."""
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        if not (_is_plain(self.x_proj) and _is_plain(self.dt_proj)):
-            return self.out_proj(self._inner_by_modules(self.in_proj(x), A))
-        y = mamba_inner(
-            self.in_proj(x),
-            self.conv1d.weight,
-            self.conv1d.bias,
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            A,
-            self.D,
-            self.freq,
-            rope_scale=self.rope_scale,
-            delta_scale=self.delta_scale,
-            norm_group_dims=self.arch.norm_group_dims,
+        sizes = dict(
+            rope_scale=self.rope_scale, delta_scale=self.delta_scale, norm_group_dims=self.arch.norm_group_dims
         )
-        return self.out_proj(y)
-
-    def _inner_by_modules(self, xz: Tensor, A: Tensor) -> Tensor:
-        """`mamba_inner` with both projections called, for what was put in their place: LoRA, quantization, hooks."""
-        rank, states = self.arch.dt_rank, self.arch.state_dims
-        x, z = xz.chunk(2, dim=-1)
-        u = causal_conv1d_silu(x, self.conv1d.weight, self.conv1d.bias)
-        low_rank, B, C = self.x_proj(u).to(u.dtype).split([rank, states, states], dim=-1)
-        return defocus_scan(
-            u,
-            self.dt_proj(low_rank).to(u.dtype),
-            A,
-            B,
-            C,
-            self.D,
-            z,
-            self.freq,
-            # Added by the projection.
-            torch.zeros_like(self.D),
-            rope_scale=self.rope_scale,
-            delta_scale=self.delta_scale,
-            norm_group_dims=self.arch.norm_group_dims,
-        )
+        xz, convolution = self.in_proj(x), (self.conv1d.weight, self.conv1d.bias)
+        if _is_plain(self.x_proj) and _is_plain(self.dt_proj):
+            steps = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
+            return self.out_proj(mamba_inner(xz, *convolution, *steps, A, self.D, self.freq, **sizes))
+        # LoRA, quantization and hooks want to be called; the projection then adds its bias itself.
+        steps = (self.x_proj, self.dt_proj, torch.zeros_like(self.D))
+        return self.out_proj(mamba_inner_by_calls(xz, *convolution, *steps, A, self.D, self.freq, **sizes))
 
 
 def _is_plain(linear: nn.Module) -> bool:

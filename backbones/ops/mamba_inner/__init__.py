@@ -1,5 +1,6 @@
 """What a De-focus Mamba block does between its outer projections, as one operation."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -27,22 +28,71 @@ def _separate(
     norm_group_dims: int,
 ) -> Tensor:
     """Operation by operation: the definition."""
+    return mamba_inner_by_calls(
+        xz,
+        conv_weight,
+        conv_bias,
+        lambda u: F.linear(u, x_proj_weight.to(u.dtype)),
+        # The bias joins in the scan, in fp32.
+        lambda low_rank: F.linear(low_rank, dt_proj_weight.to(low_rank.dtype)),
+        dt_proj_bias,
+        A,
+        D,
+        freq,
+        rope_scale=rope_scale,
+        delta_scale=delta_scale,
+        norm_group_dims=norm_group_dims,
+        backend=backend,
+    )
+
+
+def mamba_inner_by_calls(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Callable[[Tensor], Tensor],
+    dt_proj: Callable[[Tensor], Tensor],
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    freq: Tensor,
+    *,
+    rope_scale: float = 1.0,
+    delta_scale: float = 1.0,
+    norm_group_dims: int = 64,
+    backend: str | None = None,
+) -> Tensor:
+    """As `mamba_inner`, with both projections called, whatever they are.
+
+    Args:
+        xz: As of `mamba_inner`, and so all others but these.
+        conv_weight: The same.
+        conv_bias: The same.
+        x_proj: `(b, l, d)` to `(b, l, r + 2 n)`: the low rank of the step sizes, B and C.
+        dt_proj: `(b, l, r)` to `(b, l, d)`.
+        dt_bias: What is still to be added to the steps, `(d,)`.
+        A: The same.
+        D: The same.
+        freq: The same.
+        rope_scale: The same.
+        delta_scale: The same.
+        norm_group_dims: The same.
+        backend: The same.
+    """
     x, z = xz.chunk(2, dim=-1)
     u = causal_conv1d_silu(x, conv_weight, conv_bias, backend=backend)
-    rank, states = dt_proj_weight.shape[1], A.shape[1]
-    low_rank, B, C = F.linear(u, x_proj_weight.to(u.dtype)).split([rank, states, states], dim=-1)
-    # The bias joins in the scan, in fp32.
-    dt = F.linear(low_rank, dt_proj_weight.to(u.dtype))
+    projected, states = x_proj(u).to(u.dtype), A.shape[1]
+    low_rank, B, C = projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
     return defocus_scan(
         u,
-        dt,
+        dt_proj(low_rank).to(u.dtype),
         A,
         B,
         C,
         D,
         z,
         freq,
-        dt_proj_bias,
+        dt_bias,
         rope_scale=rope_scale,
         delta_scale=delta_scale,
         norm_group_dims=norm_group_dims,
