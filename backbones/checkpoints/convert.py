@@ -143,6 +143,12 @@ def backbone_from_checkpoint(
     return kept, left
 
 
+def describe_heads(heads: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Kind of a classifier's heads, "linear" or "mlp", and number of its classes, from those of `classifier_heads`."""
+    last = max(name for name in heads if name.startswith("head.") and name.endswith("weight"))
+    return "linear" if last == "head.weight" else "mlp", len(heads[last])
+
+
 def classifier_heads(weights: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:
     """The two heads of a De-focus classifier, ``head.*`` and ``head2.*``; none if it is another model.
 

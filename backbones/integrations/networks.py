@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from backbones.checkpoints import CheckpointError, classifier_heads, describe_backbone, load_strictly, read_backbone
+from backbones.checkpoints import (
+    CheckpointError,
+    classifier_heads,
+    describe_backbone,
+    describe_heads,
+    load_strictly,
+    read_backbone,
+)
 from backbones.classifier import CLASSIFIERS
 from backbones.defocus import FAMILIES
 from backbones.integrations.frameworks import ADAPTERS, needed, timm_names
@@ -183,9 +190,8 @@ def _defocus_model(
     settings = {"patch_size": embedding[-1], "in_channels": embedding[1]} | settings
     heads = classifier_heads(found.weights, prefix) if with_head else {}
     if heads:
-        last = max(name for name in heads if name.startswith("head.") and name.endswith("weight"))
-        kind = "linear" if last == "head.weight" else "mlp"
-        model = CLASSIFIERS[family](num_classes=len(heads[last]), head=kind, **settings)
+        kind, classes = describe_heads(heads)
+        model = CLASSIFIERS[family](num_classes=classes, head=kind, **settings)
         kept = {name.replace("patch_embed.projection.", "patch_embed.proj."): kept[name] for name in kept} | heads
     else:
         model = FAMILIES[family](**settings)

@@ -19,6 +19,7 @@ from backbones.checkpoints import (
     check_shapes,
     classifier_heads,
     describe_backbone,
+    describe_heads,
 )
 from backbones.integrations.networks import adapter_of_config, backbone_of_config
 from backbones.integrations.transformers.config import CONFIGS, DefocusConfig
@@ -125,9 +126,7 @@ def _config_of(
     if adapter is not None:
         settings["adapter"] = adapter | (settings.get("adapter") or {})
     if heads:
-        last = max(name for name in heads if name.startswith("head.") and name.endswith("weight"))
-        classes = len(heads[last])
-        told["head"] = "linear" if last == "head.weight" else "mlp"
+        told["head"], classes = describe_heads(heads)
         told["num_labels"] = classes
         if labels is not None:
             if len(labels) != classes:
