@@ -122,7 +122,7 @@ def check_output(parser: argparse.ArgumentParser, output: Path | None, overwrite
 def write_transformers(weights: dict, args: argparse.Namespace) -> str:
     """Writes the folder of transformers, and says what is in it."""
     # They take seconds to import, and are wanted here alone.
-    from backbones.integrations.networks import MEAN, STD
+    from backbones.integrations.networks import MEAN, STD, read_settings
     from backbones.integrations.transformers import folders, processing
 
     settings, mean, std = folders.settings_of_config(args.config) if args.config else ({}, MEAN, STD)
@@ -134,17 +134,6 @@ def write_transformers(weights: dict, args: argparse.Namespace) -> str:
     folders.write_folder(model, processing.image_processor(size, mean, std), args.output)
     adapter = f", adapter {model.config.adapter}" if model.config.adapter else ""
     return f"{type(model).__name__}, {len(model.state_dict())} tensors{adapter}"
-
-
-def read_settings(words: list[str]) -> dict:
-    """Fields and values of ``KEY=VALUE``."""
-    from backbones.integrations.networks import read_value
-
-    pairs = [word.partition("=") for word in words]
-    for key, equals, _ in pairs:
-        if not (key and equals):
-            raise ValueError(f"--set takes KEY=VALUE, such as section_size=224, got {key!r}")
-    return {key: read_value(value) for key, _, value in pairs}
 
 
 def describe(checkpoint: dict, weights: dict, container: str | None) -> str:

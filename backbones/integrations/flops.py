@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from backbones.flops import FlopCounter, Subject
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
-from backbones.integrations.networks import read_value
+from backbones.integrations.networks import read_settings
 
 
 def find_subject(name: str, size: tuple[int, int], options: Sequence[str] = ()) -> Callable[[], Subject]:
@@ -78,13 +78,9 @@ def _timm(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
 
     if not is_model(name):
         raise ValueError(f"timm has no model {name!r}, nor is it a config file: see timm.list_models()")
-    model = timm.create_model(name, **(_settings(options) | size_settings(name, size))).eval()
+    model = timm.create_model(name, **(read_settings(options) | size_settings(name, size))).eval()
     image = torch.empty(1, model.pretrained_cfg["input_size"][0], *size)
     return Subject(model, lambda: model(image), [model])
-
-
-def _settings(options: Sequence[str]) -> dict[str, object]:
-    return {key: read_value(text) for key, text in (option.split("=", 1) for option in options)}
 
 
 def _openmmlab(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
@@ -94,7 +90,7 @@ def _openmmlab(name: str, size: tuple[int, int], options: Sequence[str]) -> Subj
         from mmengine.registry import init_default_scope
 
     config = get_config(name) if "::" in name else Config.fromfile(name)
-    config.merge_from_dict(_settings(options))
+    config.merge_from_dict(read_settings(options))
     scope = config.get("default_scope")
     if scope not in ("mmdet", "mmseg"):
         raise ValueError(f"{name}: default_scope is {scope!r}; only configs of mmdet and mmseg can be measured")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -19,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from backbones.integrations.transformers_training.augmentation import drawn_for
+from defocus_eval.drawing import decode_mask
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _REQUIRED = {"images", "annotations", "categories"}
@@ -242,17 +242,6 @@ def read_image(path: Path) -> tv_tensors.Image:
         raise FileNotFoundError(f"the image {path} does not exist") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): replace it, or take it out") from error
-
-
-def decode_mask(segmentation: dict | list, height: int, width: int) -> np.ndarray:
-    """A mask `(height, width)` uint8, 0 or 1, from COCO's polygons or run lengths."""
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return coco_mask.decode(code)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
