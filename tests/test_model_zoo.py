@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from backbones import config_file, config_files
-from tests.test_imports import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_config_has_a_name():

@@ -22,7 +22,6 @@ docs/export.md says what can be exported where, and how such a file is run.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -32,13 +31,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbones.checkpoints import CheckpointError
-from backbones.export import PACKAGE, PROGRAM, TOLERANCE, ExportError, Target, export
-from backbones.integrations.exportable import PARTS, find_network
+from backbones.export import TOLERANCE, ExportError, export
+from backbones.integrations.exportable import FORMATS, PARTS, find_network, find_target
 from backbones.integrations.frameworks import ADAPTERS, FrameworkError
 from backbones.integrations.networks import read_settings
-
-# Those of frameworks are imported where they are asked for.
-FORMATS = {"onnx": "ONNX", "torch": PROGRAM, "aot": PACKAGE, "openvino": "OPENVINO"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,14 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"largest difference from PyTorch that is let through (default: {TOLERANCE:.0e})",
     )  # fmt: skip
     return parser
-
-
-def find_target(name: str) -> Target:
-    """The format called ``name``."""
-    found = FORMATS[name]
-    if isinstance(found, str):
-        found = getattr(importlib.import_module(f"backbones.integrations.{name}"), found)
-    return found
 
 
 if __name__ == "__main__":

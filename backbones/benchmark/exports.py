@@ -1,6 +1,5 @@
 """Exported backbones beside PyTorch: time of a forward pass and the peak of a process that does nothing else."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,7 +13,8 @@ import torch
 from backbones.benchmark import run_export
 from backbones.benchmark.clock import Row, ratio_line, table
 from backbones.defocus import FAMILIES
-from backbones.export import PACKAGE, PROGRAM, Exportable, Target, export, name_maps
+from backbones.export import Exportable, export, name_maps
+from backbones.integrations.exportable import find_target
 from backbones.resolution import resolution_settings
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def exports(options: Namespace) -> None:
         rows = [_row(_EAGER, task | dict(way="eager", family=family, settings=settings))]
         with tempfile.TemporaryDirectory() as folder:
             for name in options.formats:
-                target = _target(name)
+                target = find_target(name)
                 file = Path(folder) / f"{family}-{name}{target.suffixes[0]}"
                 torch.manual_seed(0)
                 net = FAMILIES[family](**settings).eval()
@@ -51,13 +51,6 @@ def exports(options: Namespace) -> None:
             print(f"\n{ratio_line('time', rows, row.name, _EAGER, '≤ 3' if mamba else '')}")
             print(ratio_line("memory of the process", rows, row.name, _EAGER, "≤ 2" if mamba else "", memory=True))
         print()
-
-
-def _target(name: str) -> Target:
-    own = {"torch": PROGRAM, "aot": PACKAGE}
-    if name in own:
-        return own[name]
-    return getattr(importlib.import_module(f"backbones.integrations.{name}"), name.upper())
 
 
 def _row(name: str, task: dict) -> Row:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from backbones.defocus import DefocusBackbone
+
 # Sizes that a program is traced with: (batch, height, width). None is a multiple of a patch, or one patch alone.
 TRACED = (2, 70, 92)
 
@@ -79,6 +81,11 @@ class Exportable:
             (1, 1024, 1024),
         ]
         return sizes if self.batch is None else [(self.batch, *sides) for _, *sides in sizes]
+
+
+def patch_of(model: nn.Module) -> int:
+    """Side of a patch, in pixels, of the De-focus backbone in a model; else 32, the coarsest usual stride."""
+    return next((net.patch_size for net in model.modules() if isinstance(net, DefocusBackbone)), 32)
 
 
 class Flat(nn.Module):

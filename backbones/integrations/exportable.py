@@ -15,13 +15,23 @@ from backbones import adapters
 from backbones.adapters import AdaptedBackbone
 from backbones.checkpoints import CheckpointError, read_checkpoint, weights_of
 from backbones.defocus import DefocusBackbone
-from backbones.export import Exportable, ExportError, flatten, name_maps
+from backbones.export import PACKAGE, PROGRAM, Exportable, ExportError, Target, flatten, name_maps, patch_of
 from backbones.integrations.frameworks import ADAPTERS, needed
 from backbones.integrations.networks import MEAN, STD, load_network
 
 PARTS = ("features", "whole")
+# Those of frameworks are imported where they are asked for.
+FORMATS = {"onnx": "ONNX", "torch": PROGRAM, "aot": PACKAGE, "openvino": "OPENVINO"}
 # Side of an image whose maps tell their strides.
 _PROBE = 256
+
+
+def find_target(name: str) -> Target:
+    """The format called ``name`` in `FORMATS`."""
+    found = FORMATS[name]
+    if isinstance(found, str):
+        found = getattr(importlib.import_module(f"backbones.integrations.{name}"), found)
+    return found
 
 
 def find_network(
@@ -139,7 +149,7 @@ def _of_config(
         mean=tuple(images.get("mean") or MEAN),
         std=tuple(images.get("std") or STD),
         size=size,
-        patch=_patch(model),
+        patch=patch_of(model),
     )
     if part == "features":
         return _features(model, **common)
@@ -171,10 +181,6 @@ def _classes_of(config: Any) -> tuple[str, ...]:
     """Names of the classes that a config tells, if it does."""
     dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
     return tuple((dataset.get("metainfo") or {}).get("classes", ()))
-
-
-def _patch(model: nn.Module) -> int:
-    return next((net.patch_size for net in model.modules() if isinstance(net, DefocusBackbone)), 32)
 
 
 class _Features(nn.Module):

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backbones.defocus import DefocusBackbone
-from backbones.export import Exportable, ExportError
+from backbones.export import Exportable, ExportError, patch_of
 from backbones.integrations.frameworks import needed
 from backbones.integrations.networks import MEAN, STD
 
@@ -51,13 +50,12 @@ def of_model(model: nn.Module, about: str, size: tuple[int, int] | None = None) 
     names = tuple(name for name in _OUTPUTS if found.get(name) is not None)
     if not names:
         raise ExportError(f"{type(model).__name__} gives none of {', '.join(_OUTPUTS)}: export a model with a head")
-    patch = next((net.patch_size for net in model.modules() if isinstance(net, DefocusBackbone)), 32)
     labels = getattr(model.config, "id2label", None) or {}
     return Exportable(
         Outputs(model, names),
         names,
         about,
-        patch,
+        patch_of(model),
         MEAN,
         STD,
         size=size,

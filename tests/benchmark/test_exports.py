@@ -44,7 +44,7 @@ def test_the_table_has_what_was_promised(monkeypatch, capsys):
     monkeypatch.setattr(exports, "_row", lambda name, task: Row(name, None, [peaks[name] / 100], peaks[name] * 2**20))
     checked = {"checked_against_pytorch": {"sizes": [{"difference": 3e-6}]}}
     monkeypatch.setattr(exports, "export", lambda *given, sizes: checked)
-    monkeypatch.setattr(exports, "_target", lambda name: PROGRAM)
+    monkeypatch.setattr(exports, "find_target", lambda name: PROGRAM)
     monkeypatch.setitem(DefocusMamba.block.archs, "base", DefocusMamba(ARCHS[DefocusMamba]).blocks[0].mixer.arch)
     exports.exports(
         Namespace(families=["DefocusMamba"], arch="base", image_size=64, batch=1, repeats=1, formats=["onnx"])
