@@ -11,17 +11,25 @@ from backbones.ops.selective_scan import DEFOCUS_SCAN
 from tests.testing import assert_close, load_fixture, skip_reason
 
 TINY = dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4)
-BACKENDS = [name for name, backend in DEFOCUS_SCAN.backends.items() if skip_reason(backend, "cpu") is None]
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+BACKENDS = [
+    (device, name)
+    for device in DEVICES
+    for name, backend in DEFOCUS_SCAN.backends.items()
+    if skip_reason(backend, device) is None
+]
 
 
 def tiny(**changes):
     return DefocusMamba(**{"arch": TINY, **changes})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("device, backend", BACKENDS)
 @pytest.mark.parametrize("name", ["block", "backbone_raster", "backbone_section"])
-def test_equals_the_released_modules(name, backend, monkeypatch):
+def test_equals_the_released_modules(name, device, backend, monkeypatch):
     monkeypatch.setenv("DEFOCUS_SCAN_BACKEND", backend)
+    # The patch embedding is a convolution, which cuDNN may do in TF32 unless it is told not to.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     tensors, weights, settings = load_fixture(name)
     if name == "block":
         model = MambaBlock(MambaArch(**TINY), rope_scale=20.0, delta_scale=4.57)
@@ -29,12 +37,12 @@ def test_equals_the_released_modules(name, backend, monkeypatch):
         section = int(settings["pretrain_size"]) if settings["section_rearrangement"] == "True" else None
         model = tiny(section_size=section, rope_scale=20.0, delta_scale=4.57)
     model.load_state_dict(weights)
-    model.eval()
-    image = tensors["input"].requires_grad_()
+    model.eval().to(device)
+    image = tensors["input"].to(device).requires_grad_()
     out = model(image)
     out = out if name == "block" else out[0]
     assert_close(out, tensors["output"], "output", 4e-6)
-    (out * tensors["loss_weight"]).sum().backward()
+    (out * tensors["loss_weight"].to(device)).sum().backward()
     assert_close(image.grad, tensors["grad/input"], "input gradient", 3e-5)
     for parameter_name, parameter in model.named_parameters():
         truth = tensors[f"grad/{parameter_name}"]

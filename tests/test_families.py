@@ -54,6 +54,26 @@ def test_later_tokens_change_no_earlier_bit(build, section):
         assert (before[..., position:] != after[..., position:]).any(1).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("section", [None, 64])
+def test_a_gpu_gives_what_the_cpu_gives(build, section, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = build(section_size=section, rope_scale=3.0, delta_scale=2.0, out_indices=(0, -1))
+    image = torch.randn(2, 3, 150, 230)
+    maps = model(image)
+    weights = [torch.randn_like(m) for m in maps]
+    sum((m * w).sum() for m, w in zip(maps, weights)).backward()
+    on_cpu = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.cuda()
+    on_gpu = model(image.cuda())
+    sum((m * w.cuda()).sum() for m, w in zip(on_gpu, weights)).backward()
+    for actual, truth in zip(on_gpu, maps):
+        assert_close(actual, truth, "map")
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, on_cpu[name], name, 5e-5, floor=1e-6)
+
+
 def test_each_block_gets_both_scales(build):
     model = build(rope_scale=3.0, delta_scale=5.0).eval()
     kind = type(model).block
