@@ -2,6 +2,9 @@
 
 A machine that slows down slows all of it; a figure is the median of the turns. Memory is the peak above what was there
 before a run.
+
+On a GPU stands beside it what a replay of the run's captured graph takes: the GPU's own time. The first contains what
+Python needs to launch the kernels, which small inputs wait for, and which the host decides.
 """
 
 import contextlib
@@ -23,12 +26,21 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """One thing that is timed; ``run`` is called once per turn."""
+    """One thing that is timed; ``run`` is called once per turn.
+
+    Attributes:
+        name: Shown in the table.
+        run: What is timed.
+        seconds: Of each turn.
+        peak_bytes: The most memory of a turn.
+        graph_seconds: Of a replay of its captured graph; 0 where there is none.
+    """
 
     name: str
     run: Callable[[], object]
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    graph_seconds: float = 0.0
 
     @property
     def median(self) -> float:
@@ -62,7 +74,35 @@ def measure(rows: Sequence[Row], repeats: int, device: str, seconds: float = mat
             if turn:
                 row.seconds.append(elapsed)
             _show(f"\r  {turn}/{repeats} {row.name:<40}")
+    if device == "cuda":
+        for row in rows:
+            _show(f"\r  as a graph {row.name:<40}")
+            row.graph_seconds = _replay(row.run, len(row.seconds))
     _show("\r" + " " * 60 + "\r")
+
+
+def _replay(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of a replay of what ``run`` launches, the mean of ``repeats``; 0 if it waits for the GPU in between."""
+    graph = torch.cuda.CUDAGraph()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return 0.0
+    graph.replay()
+    begin.record()
+    for _ in range(repeats):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
 
 
 def _show(text: str) -> None:
@@ -105,18 +145,23 @@ def _peak(device: str) -> int:
 
 
 def table(title: str, rows: Sequence[Row], against: str) -> str:
-    """Markdown: time, ratio to the row called ``against``, peak memory."""
+    """Markdown: time, ratio to the row called ``against``, peak memory; the GPU's own time where it was taken."""
     base = next(row.median for row in rows if row.name == against)
-    lines = [f"{title}\n", f"| | ms | / {against} | {against} / | peak MiB |", "| --- | --- | --- | --- | --- |"]
+    graphs = any(row.graph_seconds for row in rows)
+    head = ["", "ms", f"/ {against}", f"{against} /", *["GPU ms"] * graphs, "peak MiB"]
+    lines = [f"{title}\n", f"| {' | '.join(head)} |".replace("|  |", "| |"), "| --- " * len(head) + "|"]
     for row in rows:
         ratio = row.median / base
-        memory = f"{row.peak_bytes / 2**20:.0f}"
-        lines.append(f"| {row.name} | {row.median * 1e3:.1f} | {ratio:.2f} | {1 / ratio:.1f} | {memory} |")
+        graph = [f"{row.graph_seconds * 1e3:.2f}" if row.graph_seconds else "–"] * graphs
+        cells = [row.name, f"{row.median * 1e3:.1f}", f"{ratio:.2f}", f"{1 / ratio:.1f}", *graph]
+        lines.append(f"| {' | '.join(cells)} | {row.peak_bytes / 2**20:.0f} |")
     return "\n".join(lines)
 
 
 def ratio_line(what: str, rows: Sequence[Row], over: str, under: str, promised: str = "", memory: bool = False) -> str:
     """One promised figure: the time, or with ``memory`` the peak, of row ``over`` divided by that of row ``under``.
+
+    Where the GPU's own time was taken of both, its ratio follows.
 
     Args:
         what: Begins the line.
@@ -127,8 +172,11 @@ def ratio_line(what: str, rows: Sequence[Row], over: str, under: str, promised: 
         memory: Whether peaks are divided rather than times.
     """
     by_name = {row.name: row for row in rows}
-    above, below = (by_name[name].peak_bytes if memory else by_name[name].median for name in (over, under))
-    line = f"{what}: {over} / {under} = {above / max(below, 1e-12):.2f}"
+    above, below = by_name[over], by_name[under]
+    value = above.peak_bytes / max(below.peak_bytes, 1) if memory else above.median / max(below.median, 1e-12)
+    line = f"{what}: {over} / {under} = {value:.2f}"
+    if above.graph_seconds and below.graph_seconds and not memory:
+        line += f", of the GPU's own time {above.graph_seconds / below.graph_seconds:.2f}"
     return f"{line} (promised {promised})" if promised else line
 
 

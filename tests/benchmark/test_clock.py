@@ -1,5 +1,6 @@
 """What the clock and the table count, by a clock of our own."""
 
+import pytest
 import torch
 
 from backbones.benchmark import clock
@@ -75,6 +76,28 @@ def test_ratios_are_to_the_row_that_is_named():
         "| reference | 8.0 | 1.00 | 1.0 | 3 |",
         "| cpu | 2.0 | 0.25 | 4.0 | 1 |",
     ]
+
+
+def test_the_time_of_a_gpu_stands_beside_that_of_launches():
+    rows = [Row("reference", None, [0.008], 2**20, 0.006), Row("ours", None, [0.004], 2**20, 0.0015)]
+    assert table("Scan", [*rows, Row("waits", None, [0.016], 2**20)], "reference").splitlines()[2:] == [
+        "| | ms | / reference | reference / | GPU ms | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| reference | 8.0 | 1.00 | 1.0 | 6.00 | 1 |",
+        "| ours | 4.0 | 0.50 | 2.0 | 1.50 | 1 |",
+        "| waits | 16.0 | 2.00 | 0.5 | – | 1 |",
+    ]
+    line = ratio_line("scan", rows, "reference", "ours", "≥ 3")
+    assert line == "scan: reference / ours = 2.00, of the GPU's own time 4.00 (promised ≥ 3)"
+    assert ratio_line("memory", rows, "reference", "ours", memory=True) == "memory: reference / ours = 1.00"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_what_waits_for_the_gpu_has_no_graph():
+    x = torch.ones(1 << 20, device="cuda")
+    rows = [Row("add", lambda: x + 1), Row("waits", lambda: x.sum().item())]
+    measure(rows, 2, "cuda")
+    assert rows[0].graph_seconds > 0 and rows[1].graph_seconds == 0
 
 
 def test_promised_ratios_are_printed_as_promised():
