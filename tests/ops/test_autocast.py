@@ -50,7 +50,7 @@ RUNNING = [
 @pytest.mark.parametrize("name, device, backend", RUNNING)
 def test_autocast_changes_no_bit(name, device, backend, dtype):
     """What is handed over in fp32 is computed in fp32."""
-    _, run, make = OPERATIONS[name]
+    operation, run, make = OPERATIONS[name]
     leaves = [x.to(device).requires_grad_() for x in make()]
     expected = run(*leaves, backend=backend)
     weight = torch.randn_like(expected)
@@ -59,7 +59,10 @@ def test_autocast_changes_no_bit(name, device, backend, dtype):
         out = run(*leaves, backend=backend)
     grads = torch.autograd.grad((out * weight).sum(), leaves)
     assert out.dtype == torch.float32 and torch.equal(out, expected)
-    assert all(torch.equal(actual, grad) for actual, grad in zip(grads, expected_grads, strict=True))
+    # Sums that are atomic differ from run to run, by less than 16 bits can tell.
+    differ = operation.backends[backend].may_differ(device) is not None
+    for actual, grad in zip(grads, expected_grads, strict=True):
+        assert_close(actual, grad, "gradient", 1e-6 if differ else 0.0)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
