@@ -73,25 +73,6 @@ def serves_every_device(device_type: str) -> None:
     return None
 
 
-def refuse_second_derivatives(
-    reason: str, instead: str = 'choose backend="reference" to differentiate its gradient'
-) -> Callable:
-    """What `torch.library` differentiates a backend's gradient by where the backend has none of it.
-
-    Args:
-        reason: Who has first derivatives only.
-        instead: What to do.
-
-    Returns:
-        A function for ``register_autograd`` that raises a RuntimeError.
-    """
-
-    def refuse(ctx, *grads):
-        raise RuntimeError(f"{reason}: {instead}")
-
-    return refuse
-
-
 def check_devices(**tensors: Tensor) -> None:
     """Raises ValueError, naming all, if the inputs of an operation are not on one device: a kernel would not notice."""
     if len({x.device for x in tensors.values()}) > 1:

@@ -5,6 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from backbones.ops.autograd import differentiable
 from backbones.ops.cpu_extension import DTYPES, call
 
 
@@ -35,14 +36,13 @@ def _run(function, sequences, weight, bias, outputs):
 
 
 @torch.library.custom_op("defocus::causal_conv1d_silu_cpu", mutates_args=())
-def cpu_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `causal_conv1d_silu`; weight and bias in any dtype."""
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     _run("defocus_conv_forward", dict(x=x), weight, bias, dict(out=out))
     return out
 
 
-@cpu_causal_conv1d_silu.register_fake
+@_convolve.register_fake
 def _(x, weight, bias):
     return x.new_empty(x.shape)
 
@@ -70,4 +70,5 @@ def _differentiate(ctx, grad):
     return _backward(grad, *ctx.saved_tensors)
 
 
-cpu_causal_conv1d_silu.register_autograd(_differentiate, setup_context=_setup_context)
+# See `causal_conv1d_silu`; weight and bias in any dtype.
+cpu_causal_conv1d_silu = differentiable(_convolve, _differentiate, _setup_context)

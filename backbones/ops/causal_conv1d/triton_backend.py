@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
+from backbones.ops.autograd import differentiable
 from backbones.ops.selective_scan.registration import no_second_derivative
 
 
 @torch.library.custom_op("defocus::causal_conv1d_silu_triton", mutates_args=())
-def triton_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `causal_conv1d_silu`."""
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     from backbones.ops.causal_conv1d import triton_kernels
 
     return triton_kernels.forward(x, weight, bias)
 
 
-@triton_causal_conv1d_silu.register_fake
+@_convolve.register_fake
 def _(x, weight, bias):
     return x.new_empty(x.shape)
 
@@ -43,4 +43,5 @@ def _differentiate(ctx, grad):
     return _backward(grad, *ctx.saved_tensors)
 
 
-triton_causal_conv1d_silu.register_autograd(_differentiate, setup_context=_setup_context)
+# See `causal_conv1d_silu`.
+triton_causal_conv1d_silu = differentiable(_convolve, _differentiate, _setup_context)

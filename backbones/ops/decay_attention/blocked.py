@@ -7,6 +7,7 @@ after a block are not touched, so that the upper triangle is computed on the dia
 import torch
 from torch import Tensor
 
+from backbones.ops.autograd import differentiable
 from backbones.ops.rotary import rotate_pairs
 
 # One head's scores of this many queries against a few thousand keys fit a core's cache.
@@ -115,7 +116,7 @@ def _differentiate(ctx, grad):
     return *_attend_backward(grad, *ctx.saved_tensors, ctx.causal), None
 
 
-_attend.register_autograd(_differentiate, setup_context=_setup_context)
+_attention = differentiable(_attend, _differentiate, _setup_context)
 
 
 def heads_apart(
@@ -143,4 +144,4 @@ def blocked_decay_attention(
     """See `decay_attention`."""
     dtype = q.dtype
     q, k, v, decay = heads_apart(q, k, v, decay, freq, rope_scale, delta_scale)
-    return _attend(q * q.shape[-1] ** -0.5, k, v, decay, causal).transpose(1, 2).to(dtype)
+    return _attention(q * q.shape[-1] ** -0.5, k, v, decay, causal).transpose(1, 2).to(dtype)

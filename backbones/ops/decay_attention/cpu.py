@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from backbones.ops.autograd import differentiable, refuse_second_derivatives
 from backbones.ops.cpu_extension import DTYPES, call
 from backbones.ops.decay_attention.blocked import heads_apart
-from backbones.ops.dispatch import refuse_second_derivatives
 
 QUERIES = 128
 # Numbers of the longest vector of the compiled code: so far it may read beyond a table.
@@ -119,7 +119,7 @@ def _differentiate(ctx, grad, _):
     return *_attend_backward(grad, *ctx.saved_tensors, ctx.causal), None
 
 
-_attend.register_autograd(_differentiate, setup_context=_setup_context)
+_attention = differentiable(_attend, _differentiate, _setup_context)
 _attend_backward.register_autograd(
     refuse_second_derivatives("this backend of decay_attention has first derivatives only")
 )
@@ -137,4 +137,4 @@ def cpu_decay_attention(
 ) -> Tensor:
     """See `decay_attention`."""
     dtype, heads = q.dtype, heads_apart(q, k, v, decay, freq, rope_scale, delta_scale)
-    return _attend(*heads, causal)[0].transpose(1, 2).to(dtype)
+    return _attention(*heads, causal)[0].transpose(1, 2).to(dtype)

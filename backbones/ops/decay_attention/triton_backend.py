@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from backbones.ops.dispatch import refuse_second_derivatives
+from backbones.ops.autograd import differentiable, refuse_second_derivatives
 
 
 @torch.library.custom_op("defocus::decay_attention_triton", mutates_args=())
@@ -67,9 +67,7 @@ def _differentiate(ctx, grad, _):
     return *_attend_backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale, ctx.causal), None, None, None
 
 
-_attend.register_autograd(_differentiate, setup_context=_setup_context)
-
-
+_attention = differentiable(_attend, _differentiate, _setup_context)
 _attend_backward.register_autograd(
     refuse_second_derivatives("this backend of decay_attention has first derivatives only")
 )
@@ -86,4 +84,4 @@ def triton_decay_attention(
     causal: bool,
 ) -> Tensor:
     """See `decay_attention`."""
-    return _attend(q, k, v, decay, freq, rope_scale, delta_scale, causal)[0]
+    return _attention(q, k, v, decay, freq, rope_scale, delta_scale, causal)[0]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from backbones.ops.autograd import differentiable
+
 
 def register_deformable(name: str, forward: Callable, backward: Callable) -> Callable:
     """Registers ``defocus::deformable_attention_<name>`` and its gradient with `torch.library`.
@@ -47,10 +49,9 @@ def register_deformable(name: str, forward: Callable, backward: Callable) -> Cal
         value, ctx.sides, locations, weights = inputs
         ctx.save_for_backward(value, locations, weights)
 
-    def differentiate(ctx, grad):
+    def gradient(ctx, grad):
         value, locations, weights = ctx.saved_tensors
         dvalue, dlocations, dweights = attend_backward(grad, value, ctx.sides, locations, weights)
         return dvalue, None, dlocations, dweights
 
-    attend.register_autograd(differentiate, setup_context=setup_context)
-    return attend
+    return differentiable(attend, gradient, setup_context)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.ops.autograd import differentiable
 from backbones.ops.selective_scan.registration import no_second_derivative
 
 
@@ -119,9 +120,9 @@ def _differentiate(ctx, grad, *_):
 
 
 _backward.register_autograd(no_second_derivative("triton", "mamba_inner"))
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_inner = differentiable(_forward, _differentiate, _setup_context)
 
 
 def triton_mamba_inner(*args) -> Tensor:
     """See `mamba_inner`."""
-    return _forward(*args)[0]
+    return _inner(*args)[0]

@@ -3,20 +3,19 @@
 import torch
 from torch import Tensor
 
-from backbones.ops.dispatch import refuse_second_derivatives
+from backbones.ops.autograd import differentiable, refuse_second_derivatives
 
 
 @torch.library.custom_op("defocus::retention_triton", mutates_args=())
-def triton_retention(
+def _retain(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor, rope_scale: float, delta_scale: float
 ) -> Tensor:
-    """See `retention`."""
     from backbones.ops.retention import triton_kernels
 
     return triton_kernels.forward(q, k, v, decay, freq, rope_scale, delta_scale)
 
 
-@triton_retention.register_fake
+@_retain.register_fake
 def _(q, k, v, decay, freq, rope_scale, delta_scale):
     return q.new_empty(v.shape)
 
@@ -56,5 +55,7 @@ def _differentiate(ctx, grad):
     return *_backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale), None, None
 
 
-triton_retention.register_autograd(_differentiate, setup_context=_setup_context)
 _backward.register_autograd(refuse_second_derivatives("this backend of retention has first derivatives only"))
+
+# See `retention`.
+triton_retention = differentiable(_retain, _differentiate, _setup_context)

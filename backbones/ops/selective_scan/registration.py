@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from backbones.ops.dispatch import refuse_second_derivatives
+from backbones.ops.autograd import differentiable, refuse_second_derivatives
 
 
 def no_second_derivative(backend: str, operation: str) -> Callable:
@@ -90,15 +90,11 @@ def register_scan(name: str, forward: Callable, backward: Callable, chunk: int) 
         ctx.save_for_backward(output[1], *tensors)
         ctx.mark_non_differentiable(output[1])
 
-    def differentiate(ctx, grad, _):
+    def gradient(ctx, grad, _):
         if grad is None:
             return (None,) * 12
         grads = scan_backward(grad, *ctx.saved_tensors, ctx.rope_scale, ctx.delta_scale, ctx.norm_group_dims)
         return *grads, None, None, None
 
-    scan.register_autograd(differentiate, setup_context=setup_context)
-
-    def run(*args):
-        return scan(*args)[0]
-
-    return run
+    run = differentiable(scan, gradient, setup_context)
+    return lambda *args: run(*args)[0]
