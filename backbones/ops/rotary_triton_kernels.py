@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.gpu import ceil_div, next_power_of_2
+
 BLOCK_T = 32
 
 _TWO_PI = tl.constexpr(2 * math.pi)
@@ -116,7 +118,7 @@ def working_dtype(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
 
 def padded(dims: int) -> int:
     """Channels of a head in the kernels: a power of two that tensor cores take."""
-    return max(16, triton.next_power_of_2(dims))
+    return max(16, next_power_of_2(dims))
 
 
 def _turns_per_token(freq, rope_scale):
@@ -139,7 +141,7 @@ def turn(q: Tensor, k: Tensor, freq: Tensor, rope_scale: float, dtype: torch.dty
     q, k = rows_adjacent(q), rows_adjacent(k)
     b, l, h, dims = q.shape
     turned_q, turned_k = (torch.empty(b, h, l, padded(dims), dtype=dtype, device=q.device) for _ in range(2))
-    _turn_kernel[(triton.cdiv(l, BLOCK_T), h, b)](
+    _turn_kernel[(ceil_div(l, BLOCK_T), h, b)](
         q, k, _turns_per_token(freq, rope_scale), turned_q, turned_k, *q.stride()[:3], *k.stride()[:3], l, dims,
         BLOCK_T=BLOCK_T, DIMS=padded(dims), num_warps=4,
     )  # fmt: skip
@@ -172,7 +174,7 @@ def turn_back(
         The gradient of θ, `(h, k / 2)`, float64.
     """
     b, l, h, dims = dq.shape
-    tiles = triton.cdiv(l, BLOCK_T)
+    tiles = ceil_div(l, BLOCK_T)
     dfreq = torch.empty(b, tiles, h, dims // 2, dtype=torch.float32, device=dq.device)
     _turn_back_kernel[(tiles, h, b)](
         turned_q, turned_k, dturned_q, dturned_k, _turns_per_token(freq, rope_scale), dq, dk, dfreq, l, dims,

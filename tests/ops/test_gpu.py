@@ -1,5 +1,6 @@
 """Launchers are answered by the device at hand, by the interpreter's sizes, or by a GPU that is pretended."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,3 +55,19 @@ def test_pretended_gpus_nest_and_end_with_their_block():
             raise KeyError
         assert gpu.gpu_of(torch.device("cuda")) == gpu.gpu_of(torch.device("cpu")) == CARD
     assert gpu.gpu_of(torch.device("cpu")) == gpu.INTERPRETER
+
+
+def test_sizes_of_launches():
+    assert [gpu.ceil_div(n, 32) for n in (0, 1, 32, 33, 4705)] == [0, 1, 1, 2, 148]
+    assert [gpu.next_power_of_2(n) for n in (1, 2, 3, 16, 17, 64)] == [1, 2, 4, 16, 32, 64]
+
+
+@pytest.mark.parametrize("capability, hip, precision", [(80, None, "tf32x3"), (75, None, "ieee"), (94, "6.4", "ieee")])
+def test_fp32_is_multiplied_in_three_parts_where_tensor_cores_know_tf32(capability, hip, precision, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with gpu.pretended(replace(CARD, capability=capability)):
+        assert gpu.dot_precision(torch.device("cuda")) == precision
+
+
+def test_the_interpreter_multiplies_as_it_does():
+    assert gpu.dot_precision(torch.device("cpu")) == "ieee"

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.gpu import ceil_div
 from backbones.ops.triton_functions import sigmoid
 
 TILE = 32
@@ -144,10 +145,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     x, weight, bias = _prepare(x, weight, bias)
     b, l, d = x.shape
-    blocks = triton.cdiv(d, BLOCK_D)
+    blocks = ceil_div(d, BLOCK_D)
     out = torch.empty(b, l, d, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
-        _forward_kernel[(blocks * triton.cdiv(l, TILE), b)](
+        _forward_kernel[(blocks * ceil_div(l, TILE), b)](
             x, weight, bias, out, *x.stride()[:2], l, d, blocks,
             K=weight.shape[-1], TILE=TILE, BLOCK_D=BLOCK_D, num_warps=1,
         )  # fmt: skip
@@ -161,7 +162,7 @@ def backward(
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     x, weight, bias = _prepare(x, weight, bias)
     (b, l, d), k = x.shape, weight.shape[-1]
-    blocks, tiles = triton.cdiv(d, BLOCK_D), triton.cdiv(l, TILE)
+    blocks, tiles = ceil_div(d, BLOCK_D), ceil_div(l, TILE)
     dx = torch.empty(b, l, d, dtype=x.dtype, device=x.device) if dx is None else dx
     dweight = torch.empty(b * tiles, d, 1, k, dtype=torch.float32, device=x.device)
     dbias = torch.empty(b * tiles, d, dtype=torch.float32, device=x.device)

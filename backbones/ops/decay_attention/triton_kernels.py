@@ -22,13 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.gpu import ceil_div, dot_precision
 from backbones.ops.rotary_triton_kernels import padded, rows_adjacent, turn, turn_back, working_dtype
 
-# Queries and keys of a block, warps, stages of the pipeline of loads: as many as no architecture from sm_80 on spills
-# for at the published width of a head. By the dtype that is multiplied in.
+# Queries and keys of a block, warps, stages of the pipeline of loads, by the dtype that is multiplied in. In 16 bits as
+# many as no architecture from sm_80 on spills for at the published width of a head; in fp32, whose parts in TF32 take
+# the registers twice, what an H200 was fastest with.
 # Where a program has queries, their number is a multiple of that of the keys.
-FORWARD = {torch.bfloat16: (128, 64, 8, 3), torch.float16: (128, 64, 8, 3), torch.float32: (64, 32, 8, 2)}
-QUERY_GRADIENT = {torch.bfloat16: (128, 32, 8, 3), torch.float16: (128, 32, 8, 3), torch.float32: (64, 32, 8, 2)}
+FORWARD = {torch.bfloat16: (128, 64, 8, 3), torch.float16: (128, 64, 8, 3), torch.float32: (128, 32, 8, 2)}
+QUERY_GRADIENT = {torch.bfloat16: (128, 32, 8, 3), torch.float16: (128, 32, 8, 3), torch.float32: (64, 32, 4, 2)}
 KEY_GRADIENT = {torch.bfloat16: (16, 64, 4, 3), torch.float16: (16, 64, 4, 3), torch.float32: (32, 16, 4, 2)}
 PUBLISHED_WIDTH = 64
 
@@ -52,6 +54,7 @@ def _attend(
     out, total, top, q, query, k_ptr, v_ptr, v_token, v_dims, l, low, high, between, rate, scale,
     FAR: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_K: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Takes the keys from ``low`` to ``high`` into the running softmax of a block of queries."""
     step, v_channel = tl.arange(0, BLOCK_K), tl.arange(0, V_DIMS)
@@ -67,7 +70,7 @@ def _attend(
             k = tl.load(k_tile, mask=(key < l)[:, None], other=0.0)
         else:
             k = tl.load(k_tile)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores *= _decay(query.to(tl.float32), key.to(tl.float32), between, rate, scale, FAR)
         if MASKED:
             visible = (key < l)[None, :]
@@ -79,7 +82,7 @@ def _attend(
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)
         v = tl.load(v_tile, mask=v_mask, other=0.0)
-        out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
+        out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
         top = new_top
     return out, total, top
 
@@ -89,6 +92,7 @@ def _forward_kernel(
     q_ptr, k_ptr, v_ptr, decay_ptr, out_ptr, lse_ptr,
     v_batch, v_token, v_head, l, v_dims, scale, rate_scale,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)
@@ -114,16 +118,16 @@ def _forward_kernel(
     first, last = start.to(tl.float32), (end - 1).to(tl.float32)
     out, total, top = _attend(
         out, total, top, q, query, k_rows, v_rows, v_token, v_dims, l, 0, start, first, rate, scale,
-        True, False, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+        True, False, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     out, total, top = _attend(
         out, total, top, q, query, k_rows, v_rows, v_token, v_dims, l, start, end, first, rate, scale,
-        False, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+        False, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     if not CAUSAL:
         out, total, top = _attend(
             out, total, top, q, query, k_rows, v_rows, v_token, v_dims, l, end, l, last, rate, scale,
-            True, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+            True, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
         )  # fmt: skip
 
     v_channel = tl.arange(0, V_DIMS)
@@ -138,6 +142,7 @@ def _gradient_of_queries(
     dq, ddecay, q, grad, lse, inner, query, k_ptr, v_ptr, v_token, v_dims, l, low, high, between, rate, scale,
     FAR: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_K: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what the keys from ``low`` to ``high`` give to the gradients of a block of queries and of λ."""
     step, v_channel = tl.arange(0, BLOCK_K), tl.arange(0, V_DIMS)
@@ -156,16 +161,16 @@ def _gradient_of_queries(
         v = tl.load(v_tile, mask=v_mask, other=0.0)
         t, s = query.to(tl.float32), key.to(tl.float32)
         decay = _decay(t, s, between, rate, scale, FAR)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * decay
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * decay
         p = tl.exp2(scores - lse[:, None])
         if MASKED:
             visible = (key < l)[None, :]
             if CAUSAL:
                 visible &= key[None, :] <= query[:, None]
             p = tl.where(visible, p, 0.0)
-        dscores = p * (tl.dot(grad, tl.trans(v), input_precision="ieee") - inner[:, None])
+        dscores = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - inner[:, None])
         ddecay += tl.sum(dscores * scores * tl.abs(t[:, None] - s[None, :]), 1)
-        dq = tl.dot((dscores * decay).to(k.dtype), k, dq, input_precision="ieee")
+        dq = tl.dot((dscores * decay).to(k.dtype), k, dq, input_precision=PRECISION)
     return dq, ddecay
 
 
@@ -174,6 +179,7 @@ def _query_gradient_kernel(
     grad_ptr, out_ptr, lse_ptr, q_ptr, k_ptr, v_ptr, decay_ptr, dq_ptr, inner_ptr, ddecay_ptr,
     grad_batch, grad_token, grad_head, v_batch, v_token, v_head, l, v_dims, scale, rate_scale,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the turned queries; ⟨gradient, output⟩ of each; a partial sum of delta_scale · dλ."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -206,16 +212,16 @@ def _query_gradient_kernel(
     first, last = start.to(tl.float32), (end - 1).to(tl.float32)
     dq, ddecay = _gradient_of_queries(
         dq, ddecay, q, grad, lse, inner, query, k_rows, v_rows, v_token, v_dims, l, 0, start, first, rate, scale,
-        True, False, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+        True, False, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     dq, ddecay = _gradient_of_queries(
         dq, ddecay, q, grad, lse, inner, query, k_rows, v_rows, v_token, v_dims, l, start, end, first, rate, scale,
-        False, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+        False, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     if not CAUSAL:
         dq, ddecay = _gradient_of_queries(
             dq, ddecay, q, grad, lse, inner, query, k_rows, v_rows, v_token, v_dims, l, end, l, last, rate, scale,
-            True, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS,
+            True, True, CAUSAL, BLOCK_K, K_DIMS, V_DIMS, PRECISION,
         )  # fmt: skip
     tl.store(dq_ptr + (row + query)[:, None] * K_DIMS + channel[None, :], dq * _LN_2, mask=inside[:, None])
     part = (batch * tl.num_programs(0) + block) * heads + head
@@ -227,6 +233,7 @@ def _gradient_of_keys(
     dk, dv, k, v, key, grad_ptr, lse_ptr, inner_ptr, q_ptr, grad_token, v_dims, low, high, between, rate, scale,
     FAR: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_Q: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what the queries from ``low`` to ``high`` give to the gradients of a block of keys and their values."""
     step, v_channel = tl.arange(0, BLOCK_Q), tl.arange(0, V_DIMS)
@@ -249,12 +256,12 @@ def _gradient_of_keys(
             inner = tl.load(inner_ptr + query)
         grad = tl.load(grad_tile, mask=v_mask, other=0.0)
         decay = _decay(key.to(tl.float32), query.to(tl.float32), between, rate, scale, FAR)
-        p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * decay - lse[None, :])
+        p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * decay - lse[None, :])
         if MASKED and CAUSAL:
             p = tl.where(key[:, None] <= query[None, :], p, 0.0)
-        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision="ieee")
-        dscores = p * (tl.dot(v, tl.trans(grad), input_precision="ieee") - inner[None, :])
-        dk = tl.dot((dscores * decay).to(q.dtype), q, dk, input_precision="ieee")
+        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dscores = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - inner[None, :])
+        dk = tl.dot((dscores * decay).to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
@@ -263,6 +270,7 @@ def _key_gradient_kernel(
     grad_ptr, lse_ptr, inner_ptr, q_ptr, k_ptr, v_ptr, decay_ptr, dk_ptr, dv_ptr,
     grad_batch, grad_token, grad_head, v_batch, v_token, v_head, l, v_dims, scale, rate_scale,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the turned keys and of the values."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -289,15 +297,15 @@ def _key_gradient_kernel(
     if not CAUSAL:
         dk, dv = _gradient_of_keys(
             dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, 0, start, first,
-            rate, scale, True, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS,
+            rate, scale, True, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS, PRECISION,
         )  # fmt: skip
     dk, dv = _gradient_of_keys(
         dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, start, end, first,
-        rate, scale, False, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS,
+        rate, scale, False, True, CAUSAL, BLOCK_Q, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     dk, dv = _gradient_of_keys(
         dk, dv, k, v, key, grad_rows, lse_rows, inner_rows, q_rows, grad_token, v_dims, end, l, last,
-        rate, scale, True, True, False, BLOCK_Q, K_DIMS, V_DIMS,
+        rate, scale, True, True, False, BLOCK_Q, K_DIMS, V_DIMS, PRECISION,
     )  # fmt: skip
     tl.store(dk_ptr + k_at, dk * _LN_2, mask=inside[:, None])
     dv_tile = dv_ptr + ((batch * l + key) * heads + head)[:, None] * v_dims + v_channel[None, :]
@@ -344,10 +352,10 @@ def forward(
         lse = torch.empty(b, h, l, dtype=torch.float32, device=q.device)
         widths = turned_q.shape[-1], padded(v_dims)
         block_q, block_k, warps, stages = _settings(FORWARD, v.dtype, *widths)
-        _forward_kernel[(triton.cdiv(l, block_q), h, b)](
+        _forward_kernel[(ceil_div(l, block_q), h, b)](
             turned_q, turned_k, v, decay, out, lse, *v.stride()[:3], l, v_dims, *scales,
             CAUSAL=causal, BLOCK_Q=block_q, BLOCK_K=block_k, K_DIMS=widths[0], V_DIMS=widths[1],
-            num_warps=warps, num_stages=stages,
+            PRECISION=dot_precision(q.device), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out, lse
 
@@ -376,18 +384,18 @@ def backward(
         dturned_q, dturned_k = (torch.empty(turned_q.shape, **fp32) for _ in range(2))
         inner = torch.empty(b, h, l, **fp32)
         widths = turned_q.shape[-1], padded(v_dims)
-        sizes = dict(CAUSAL=causal, K_DIMS=widths[0], V_DIMS=widths[1])
+        sizes = dict(CAUSAL=causal, K_DIMS=widths[0], V_DIMS=widths[1], PRECISION=dot_precision(q.device))
         strides = (*grad.stride()[:3], *v.stride()[:3])
 
         block_q, block_k, warps, stages = _settings(QUERY_GRADIENT, v.dtype, *widths)
-        blocks = triton.cdiv(l, block_q)
+        blocks = ceil_div(l, block_q)
         ddecay = torch.empty(b, blocks, h, **fp32)
         _query_gradient_kernel[(blocks, h, b)](
             grad, out, lse, turned_q, turned_k, v, decay, dturned_q, inner, ddecay, *strides, l, v_dims, *scales,
             BLOCK_Q=block_q, BLOCK_K=block_k, **sizes, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         block_q, block_k, warps, stages = _settings(KEY_GRADIENT, v.dtype, *widths)
-        _key_gradient_kernel[(triton.cdiv(l, block_k), h, b)](
+        _key_gradient_kernel[(ceil_div(l, block_k), h, b)](
             grad, lse, inner, turned_q, turned_k, v, decay, dturned_k, dv, *strides, l, v_dims, *scales,
             BLOCK_Q=block_q, BLOCK_K=block_k, **sizes, num_warps=warps, num_stages=stages,
         )  # fmt: skip

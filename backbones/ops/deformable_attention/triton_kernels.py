@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.deformable_attention.levels import level_table
+from backbones.ops.gpu import ceil_div, next_power_of_2
 
 # Numbers in a tile of rows and channels: four a thread.
 TILE = 512
@@ -209,7 +210,7 @@ def _prepare(value, sides, locations, weights):
 
 def _tile(width):
     """Rows and channels of a tile."""
-    block_v = triton.next_power_of_2(width)
+    block_v = next_power_of_2(width)
     return max(TILE // block_v, 1), block_v
 
 
@@ -225,7 +226,7 @@ def forward(value: Tensor, sides: list[int], locations: Tensor, weights: Tensor)
         return value.new_zeros(b, queries, heads * width)
     out = value.new_empty(b, queries, heads * width)
     block_q, block_v = _tile(width)
-    blocks = triton.cdiv(queries, block_q)
+    blocks = ceil_div(queries, block_q)
     with torch.cuda.device_of(value):
         _forward_kernel[(b * blocks * heads,)](
             value, level_table(shapes, value.device), locations, weights, out,
@@ -251,7 +252,7 @@ def backward(
     keys = torch.empty(weights.numel(), dtype=torch.int32 if nowhere < 2**31 else torch.int64, device=value.device)
     table = level_table(shapes, value.device)
     with torch.cuda.device_of(value):
-        blocks = triton.cdiv(queries, block)
+        blocks = ceil_div(queries, block)
         _points_backward_kernel[(b * blocks * heads,)](
             grad, value, table, locations, weights, dlocations, dweights, keys,
             *value.stride()[:3], queries, heads, width, blocks, places, nowhere,
@@ -260,7 +261,7 @@ def backward(
         keys, order = keys.sort(stable=True)
         # Where the points of each place begin; those beyond the edges are at the end, and nobody's.
         starts = torch.searchsorted(keys, torch.arange(nowhere + 1, dtype=keys.dtype, device=keys.device))
-        blocks = triton.cdiv(tokens, block)
+        blocks = ceil_div(tokens, block)
         _value_backward_kernel[(blocks * groups,)](
             grad, table, locations, weights, order, starts, dvalue,
             tokens, heads, width, groups, blocks, places,

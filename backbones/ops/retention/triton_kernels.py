@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.gpu import ceil_div, dot_precision
 from backbones.ops.rotary_triton_kernels import padded, rows_adjacent, turn, turn_back, working_dtype
 
 # Tokens of a chunk, by the dtype that is multiplied in: as many as no architecture from sm_80 on spills for.
@@ -34,6 +35,7 @@ def _states_kernel(
     x_ptr, v_ptr, decay_ptr, states_ptr, before_ptr, ddecay_ptr,
     v_batch, v_token, v_head, l, chunks, v_dims, rate_scale,
     REVERSE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Before each chunk, the sum of x_s v_sᵀ over all tokens before, decayed up to its start.
 
@@ -74,7 +76,7 @@ def _states_kernel(
         x = tl.load(x_rows + token[:, None] * K_DIMS, mask=inside, other=0.0)
         v = tl.load(v_rows + token[:, None] * v_token, mask=inside & v_inside, other=0.0)
         x = (x.to(tl.float32) * within[:, None]).to(v.dtype)
-        state = tl.dot(tl.trans(x), v, state * across, input_precision="ieee")
+        state = tl.dot(tl.trans(x), v, state * across, input_precision=PRECISION)
     if REVERSE:
         part = (batch * tl.num_programs(0) + tl.program_id(0)) * heads + head
         tl.store(ddecay_ptr + part, tl.sum(ddecay, 0) * across * CHUNK)
@@ -85,6 +87,7 @@ def _output_kernel(
     q_ptr, k_ptr, v_ptr, decay_ptr, states_ptr, out_ptr,
     v_batch, v_token, v_head, l, chunks, v_dims, rate_scale,
     REVERSE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What tokens have of the states before their chunk and of their own chunk's tokens up to them.
 
@@ -109,7 +112,7 @@ def _output_kernel(
         distance = step[:, None] - step[None, :]
         to_border = tl.exp2(rate * (step + 1))
     decay = tl.where(distance >= 0, tl.exp2(rate * tl.maximum(distance, 0)), 0.0)
-    scores = (tl.dot(q, tl.trans(k), input_precision="ieee") * decay).to(q.dtype)
+    scores = (tl.dot(q, tl.trans(k), input_precision=PRECISION) * decay).to(q.dtype)
 
     v_rows = v_ptr + batch * v_batch + head * v_head + token[:, None] * v_token
     out_rows = out_ptr + ((batch * l + token) * heads + head)[:, None] * v_dims
@@ -117,9 +120,9 @@ def _output_kernel(
     for first in range(0, V_DIMS, BLOCK_V):
         v_channel = first + tl.arange(0, BLOCK_V)[None, :]
         mask = inside & (v_channel < v_dims)
-        out = tl.dot(q, tl.load(states + v_channel), input_precision="ieee") * to_border[:, None]
+        out = tl.dot(q, tl.load(states + v_channel), input_precision=PRECISION) * to_border[:, None]
         v = tl.load(v_rows + v_channel, mask=mask, other=0.0)
-        out = tl.dot(scores, v, out, input_precision="ieee")
+        out = tl.dot(scores, v, out, input_precision=PRECISION)
         tl.store(out_rows + v_channel, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -128,6 +131,7 @@ def _gradient_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, decay_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, ddecay_ptr,
     grad_batch, grad_token, grad_head, v_batch, v_token, v_head, l, chunks, v_dims, rate_scale,
     CHUNK: tl.constexpr, BLOCK_V: tl.constexpr, K_DIMS: tl.constexpr, V_DIMS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the turned q and k; the rest of delta_scale · dλ, token by token."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -155,9 +159,9 @@ def _gradient_kernel(
         v = tl.load(v_rows + v_channel, mask=mask, other=0.0)
         state = tl.load(states_ptr + state_rows + v_channel)
         dstate = tl.load(dstates_ptr + state_rows + v_channel)
-        dscores = tl.dot(grad, tl.trans(v), dscores, input_precision="ieee")
-        dq = tl.dot(grad, tl.trans(state), dq, input_precision="ieee")
-        dk = tl.dot(v, tl.trans(dstate), dk, input_precision="ieee")
+        dscores = tl.dot(grad, tl.trans(v), dscores, input_precision=PRECISION)
+        dq = tl.dot(grad, tl.trans(state), dq, input_precision=PRECISION)
+        dk = tl.dot(v, tl.trans(dstate), dk, input_precision=PRECISION)
 
     # Of other chunks first, each from its border; then of the chunk's own tokens.
     dq *= tl.exp2(rate * (step + 1))[:, None]
@@ -165,11 +169,11 @@ def _gradient_kernel(
     reach = tl.sum(q.to(tl.float32) * dq, 1) * (step + 1) + tl.sum(k.to(tl.float32) * dk, 1) * (CHUNK - 1 - step)
     distance = step[:, None] - step[None, :]
     dscores *= tl.where(distance >= 0, tl.exp2(rate * tl.maximum(distance, 0)), 0.0)
-    reach += tl.sum(dscores * tl.dot(q, tl.trans(k), input_precision="ieee") * distance, 1)
+    reach += tl.sum(dscores * tl.dot(q, tl.trans(k), input_precision=PRECISION) * distance, 1)
     tl.store(ddecay_ptr + row * l + token, reach, mask=token < l)
     dscores = dscores.to(q.dtype)
-    dq = tl.dot(dscores, k, dq, input_precision="ieee")
-    dk = tl.dot(tl.trans(dscores), q, dk, input_precision="ieee")
+    dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
+    dk = tl.dot(tl.trans(dscores), q, dk, input_precision=PRECISION)
     tl.store(dq_ptr + at, dq, mask=inside)
     tl.store(dk_ptr + at, dk, mask=inside)
 
@@ -184,15 +188,15 @@ def _prepare(q, k, v, decay, freq, rope_scale):
 
 
 def _sizes(x, v_dims):
-    k_dims = x.shape[-1]
-    return dict(CHUNK=CHUNK[x.dtype], BLOCK_V=min(BLOCK_V, padded(v_dims)), K_DIMS=k_dims, V_DIMS=padded(v_dims))
+    widths = dict(BLOCK_V=min(BLOCK_V, padded(v_dims)), K_DIMS=x.shape[-1], V_DIMS=padded(v_dims))
+    return dict(CHUNK=CHUNK[x.dtype], **widths, PRECISION=dot_precision(x.device))
 
 
 def _states(x, v, decay, rate_scale, before=None):
     """The states before each chunk, or their gradients after it and the partial sums of λ's, `(b, tiles, h)`."""
     (b, h, l, k_dims), v_dims = x.shape, v.shape[-1]
     sizes = _sizes(x, v_dims)
-    chunks, tiles = triton.cdiv(l, sizes["CHUNK"]), padded(v_dims) // sizes["BLOCK_V"]
+    chunks, tiles = ceil_div(l, sizes["CHUNK"]), padded(v_dims) // sizes["BLOCK_V"]
     states = torch.empty(b, h, chunks, k_dims, padded(v_dims), dtype=x.dtype, device=x.device)
     ddecay = torch.empty(b, tiles, h, dtype=torch.float32, device=x.device)
     _states_kernel[(tiles, h, b)](
