@@ -73,7 +73,7 @@ def evaluate(
     if truth.kind == "images":
         raise InputError(
             f"{truth.path} lists images without annotations, so nothing can be scored here; "
-            "give a set with annotations, or pack the predictions for its server (tools/submit.py)"
+            "give a set with annotations, or pack the predictions for its server (defocus submit)"
         )
     if truth.kind == "cityscapes" and _holds_instances(Path(predictions)):
         return _score_instances(Path(predictions), truth, against)

@@ -15,12 +15,12 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed (build it 
 
 from detectron2.config import LazyConfig
 
+from backbones.integrations.detectron2.train import check_overrides
 from tests.detectron2_checkouts import detectron2_root, detrex_root
 from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
-train_detectron2 = load_tool("train_detectron2")
 RUNNER = Path("tools/train_detectron2.py").resolve()
 CONFIGS = Path("detectron2_projects").resolve()
 MASK_RCNN = CONFIGS / "rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
@@ -166,14 +166,14 @@ def test_runner_says_what_needs_a_gpu(shapes, tmp_path):
 )
 def test_overrides_that_do_nothing_are_refused(override, message):
     with pytest.raises(ValueError, match=message):
-        train_detectron2.check_overrides(LazyConfig.load(str(MASK_RCNN)), [override])
+        check_overrides(LazyConfig.load(str(MASK_RCNN)), [override])
 
 
 def test_overrides_that_do_something_are_taken():
     config = LazyConfig.load(str(MASK_RCNN))
     # A value, an argument left at its default, a new key on request, an item of a list.
     overrides = ["train.max_iter=5", "model.backbone.net.with_cp=True", "+train.mine=1", "model.pixel_mean[0]=1.0"]
-    train_detectron2.check_overrides(config, overrides)
+    check_overrides(config, overrides)
     config = LazyConfig.apply_overrides(config, overrides[:2])
     assert config.train.max_iter == 5 and config.model.backbone.net.with_cp is True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("backbones", "defocus_eval", "studies")
+PACKAGES = ("backbones", "defocus_commands", "defocus_eval", "studies")
 FRAMEWORKS = {"mmengine", "mmcv", "mmdet", "mmseg", "detectron2", "detrex", "timm", "transformers", "accelerate"}
 # The direction in which data flows: each may import those before it.
 ORDER = ("ops", "layers", "mixers", "defocus", "adapters")

@@ -1,10 +1,10 @@
 """Configs by name, in a checkout and in an installed wheel."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,8 @@ def test_a_name_without_its_folder_is_guessed():
 @pytest.mark.slow
 def test_a_wheel_carries_all(tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    sources = ["backbones", "defocus_eval", *("mmdet_configs", "mmseg_configs", "detectron2_projects")]
+    packages = ["backbones", "defocus_commands", "defocus_eval"]
+    sources = [*packages, *("mmdet_configs", "mmseg_configs", "detectron2_projects")]
     copy = tmp_path / "source"
     copy.mkdir()
     # setuptools writes beside what it builds.
@@ -53,9 +54,8 @@ def test_a_wheel_carries_all(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("defocus_backbones-*.whl")
     installed = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    tracked = subprocess.run(["git", "ls-files", "backbones", "defocus_eval"], cwd=ROOT, capture_output=True, text=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True, capture_output=True)
+    tracked = subprocess.run(["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
         assert [name for name in tracked.stdout.split() if not (installed / name).is_file()] == []
     # A config of one's own, elsewhere, that inherits one of the wheel's; nothing of the checkout is on the path.
@@ -78,3 +78,11 @@ def test_a_wheel_carries_all(tmp_path):
     )
     file, names, levels = json.loads(run.stdout.splitlines()[-1])
     assert Path(file).is_relative_to(installed) and names == config_files() and levels in (5, None)
+
+    def defocus(*words):
+        command = [installed / "bin/defocus", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert defocus("evaluate", "--help").startswith("usage: defocus evaluate [-h]")
+    if importlib.util.find_spec("timm"):
+        assert "FLOPs               9.97 G" in defocus("flops", "defocus_mamba_small", "--size", "224")

@@ -1,6 +1,7 @@
 """How tests compare: one tolerance a dtype, the same everywhere."""
 
 import functools
+import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -68,7 +69,12 @@ def assert_same_bits(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -
 
 
 def load_tool(name: str) -> ModuleType:
-    """A program of ``tools/`` as a module; other packages install a top-level ``tools``, too."""
+    """A program as a module: one of `defocus`, or of those in ``tools/`` that a checkout alone has.
+
+    Other packages install a top-level ``tools``, too.
+    """
+    if importlib.util.find_spec(f"defocus_commands.{name}"):
+        return importlib.import_module(f"defocus_commands.{name}")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)

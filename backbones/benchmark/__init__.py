@@ -1,1 +1,1 @@
-"""Times what this package runs, beside what others run: `tools/benchmark.py` is its command."""
+"""Times what this package runs, beside what others run: `defocus benchmark` is its command."""

@@ -30,7 +30,7 @@ class Entry:
 
     Attributes:
         part: Block of the document that it stands in.
-        name: As `tools/flops.py` takes it.
+        name: As `defocus flops` takes it.
         size: Height and width.
         options: Settings that differ from the config's.
     """

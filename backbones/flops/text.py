@@ -5,7 +5,7 @@ from backbones.flops.published import find_published
 
 
 def describe_measurement(name: str, size: tuple[int, int], found: Measurement) -> str:
-    """What `tools/flops.py` prints of one model."""
+    """What `defocus flops` prints of one model."""
     lines = [
         f"{name}, one image of {size[0]} x {size[1]}",
         f"  FLOPs       {found.flops / 1e9:12.2f} G   a multiply-add counts two",

@@ -1,4 +1,4 @@
-"""What `tools/flops.py` measures: a model of timm, or of a config of mmdet, mmseg or Detectron2, and an image.
+"""What `defocus flops` measures: a model of timm, or of a config of mmdet, mmseg or Detectron2, and an image.
 
 Each framework's compiled functions run on shapes here: deformable attention as our own operation, boxes' suppression
 and pooling as what they give at most. They are listed by name, for no dispatcher shows them.

@@ -3,7 +3,7 @@
     test_evaluator = dict(type='backbones.integrations.mmseg_results.BoardLabelMetric', output_dir='work_dirs/run/maps')
 
 A config that names it so needs no import; ``tools/test.py --out`` gives the folder. The PNGs are what
-`tools/evaluate.py` scores and `tools/submit.py` packs.
+`defocus evaluate` scores and `defocus submit` packs.
 """
 
 from collections.abc import Sequence

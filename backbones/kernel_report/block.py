@@ -41,7 +41,7 @@ class Trace:
 
 
 def trace(card: Card, dtype: torch.dtype, released: bool = False, b: int = 2, l: int = PUBLISHED_LENGTH) -> Trace:
-    """Follows a base block as ``tools/benchmark.py block`` runs it: weights and input fp32, ``dtype`` by autocast."""
+    """Follows a base block as `defocus benchmark block` runs it: weights and input fp32, ``dtype`` by autocast."""
     with Recorder(card).recording() as recorder:
         arch = MambaBlock.archs["base"]
         with torch.device("cuda"):

@@ -24,7 +24,7 @@ class Board:
     """A board's rules.
 
     Attributes:
-        name: What `tools/submit.py --board` calls it.
+        name: What `defocus submit --board` calls it.
         title: What people call it.
         kind: What a submission consists of.
         split: The images to answer, in the words of the board.
@@ -97,7 +97,7 @@ BOARDS = {
             "COCO val2017, boxes or masks",
             split="val2017",
             images=5000,
-            state="its ground truth is public: tools/evaluate.py gives the official score. " + _CODALAB,
+            state="its ground truth is public: defocus evaluate gives the official score. " + _CODALAB,
             tasks=_BOXES_OR_MASKS,
             **_COCO,
         ),

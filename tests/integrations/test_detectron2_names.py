@@ -280,7 +280,10 @@ def test_a_coco_file_is_registered_under_one_name(integration, tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted(Path("detectron2_projects").glob("*/configs/**/*.py")), Path("tools/train_detectron2.py")],
+    [
+        *sorted(Path("detectron2_projects").glob("*/configs/**/*.py")),
+        Path("backbones/integrations/detectron2/train.py"),
+    ],
     ids=str,
 )
 def test_what_only_detectron2_runs_is_python(path):

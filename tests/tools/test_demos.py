@@ -51,7 +51,7 @@ def test_the_curves_of_a_resumed_demo_are_those_of_all_its_parts(load_demo, monk
         log.parent.mkdir(parents=True)
         log.write_text("".join(json.dumps(dict(step=step, loss=1.0 + (part[-4] == "1"))) + "\n" for step in steps))
     demo.main()
-    show_results = importlib.import_module("show_results")
+    show_results = importlib.import_module("defocus_commands.show_results")
     drawn = []
     monkeypatch.setattr(show_results, "show_results", lambda logs, **_: drawn.append(logs) or [])
     monkeypatch.setattr(sys, "argv", [str(word) for word in commands["show_results.py"][1:]])
@@ -65,9 +65,8 @@ def test_a_demo_ends_with_the_official_table_and_the_page(load_demo, monkeypatch
     demo, commands = load_demo(name)
     demo.main()
     assert list(commands)[-2:] == ["evaluate.py", "report.py"]
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     official, page = ([str(word) for word in commands[f"{tool}.py"][2:]] for tool in ("evaluate", "report"))
-    told = importlib.import_module("report")._parser().parse_args(page)
+    told = importlib.import_module("defocus_commands.report")._parser().parse_args(page)
     # Both score the same files.
     assert official[: official.index("--json")] == page[: page.index("--images")]
     assert told.images == Path("work_dirs/shapes/val") and told.out.name == "report.html"

@@ -1,6 +1,5 @@
 """The program: what it prints and writes, its tables, and its words to a user who errs."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,18 +10,15 @@ from backbones.flops import Subject, measure
 from backbones.flops.published import FIGURES
 from backbones.flops.table import Entry, entries, kept_row, row, update_tables
 from backbones.integrations.flops import find_subject
+from defocus_commands import flops
 
-TOOL = Path(__file__).parents[2] / "tools" / "flops.py"
-ROOT = TOOL.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    spec = importlib.util.spec_from_file_location("flops_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tools/flops.py", *map(str, arguments)])
-        module.main()
+        flops.main()
 
 
 def test_both_conventions_are_printed_and_all_is_kept_as_json(tmp_path, capsys):

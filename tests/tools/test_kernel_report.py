@@ -43,7 +43,7 @@ def test_limits_are_of_one_whole_report(run, tmp_path, capsys):
 
 
 def test_without_a_compiler_it_says_so(run, monkeypatch, capsys):
-    monkeypatch.setattr(sys.modules["kernel_report"], "missing_tools", lambda: "no ptxas: install Triton")
+    monkeypatch.setattr(load_tool("kernel_report"), "missing_tools", lambda: "no ptxas: install Triton")
     with pytest.raises(SystemExit):
         run()
     assert "no ptxas: install Triton" in capsys.readouterr().err

@@ -1,11 +1,9 @@
 """Pages in a real browser, and what the program writes: scores of pycocotools, sliders and tables that work."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,25 +16,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from defocus_commands import report
 from tests.browser import Viewer, open_browser
 
-TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 SIZE = (48, 64)
 # It must not end the page's script or become a tag.
 STRANGE = "</script><b>cat"
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("report", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tools/report.py", *map(str, arguments)])
-        load_tool().main()
+        report.main()
 
 
 def write(path, content):

@@ -1,9 +1,7 @@
 """Pictures of detections and training curves: what is drawn, how logs are read, what is refused."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,19 +9,9 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 coco_mask = pytest.importorskip("pycocotools.mask")
+from defocus_commands import show_results as tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "show_results.py"
 POLYGON = [10, 10, 30, 10, 30, 25, 10, 25]
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("show_results", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 def write_json(path, content):

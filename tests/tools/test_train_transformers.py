@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from backbones.integrations.transformers_training import trainer
+from defocus_commands.train_transformers import main
 from defocus_eval.evaluate import evaluate
 from defocus_eval.logs import read_logs
 from tests.forked import free_port, start
 from tests.integrations.transformers_training.tiny import BACKBONE, DEFORMABLE, MASK2FORMER, REAL_TIME, draw_some
-from tools.train_transformers import main
 
 
 @pytest.fixture(scope="module")

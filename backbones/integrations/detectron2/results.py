@@ -4,7 +4,7 @@
 
     dataloader.evaluator = L(PanopticResults)(dataset_name="${..test.dataset.names}", output_dir="work_dirs/panoptic")
 
-Each writes files that `tools/evaluate.py` scores and `tools/submit.py` packs, needs neither panopticapi nor
+Each writes files that `defocus evaluate` scores and `defocus submit` packs, needs neither panopticapi nor
 cityscapesScripts, and returns scores where the data set has ground truth. With several processes all write into
 ``output_dir``, which must be one folder for all of them. A sibling of Detectron2's own, in a list, changes nothing.
 """

@@ -4,7 +4,7 @@
     resume = ResumeHook(checkpointer, build_loader)
     trainer.register_hooks([timer, scheduler, periodic_checkpointer, resume, evaluation, writers])
 
-`tools/train_detectron2.py` trains so.
+`defocus train-detectron2` trains so.
 """
 
 import io
