@@ -8,6 +8,7 @@ from torch import nn
 
 from backbones import DefocusMamba
 from backbones.checkpoints import load_pretrained
+from defocus_commands.shapes.data_set import make_shapes
 from tests.testing import assert_close, load_tool
 from tests.trained_models import EVERY_BLOCK, IMAGE, SOURCES
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 def trained(tmp_path_factory):
     """A function that trains a model of `SOURCES` when it is first asked for."""
     shapes = tmp_path_factory.mktemp("data") / "shapes"
-    load_tool("make_shapes").make_shapes(shapes, train=4, val=2, size=96, seed=0)
+    make_shapes(shapes, train=4, val=2, size=96, seed=0)
     known = {}
 
     def train(name):

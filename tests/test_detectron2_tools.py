@@ -16,8 +16,8 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed (build it 
 from detectron2.config import LazyConfig
 
 from backbones.integrations.detectron2.train import check_overrides
+from defocus_commands.shapes.data_set import make_shapes
 from tests.detectron2_checkouts import detectron2_root, detrex_root
-from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +28,7 @@ MASK_RCNN = CONFIGS / "rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return load_tool("make_shapes").make_shapes(
-        tmp_path_factory.mktemp("data") / "shapes", train=8, val=3, size=96, seed=0
-    )
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=8, val=3, size=96, seed=0)
 
 
 def command(script, config, *options):

@@ -16,8 +16,8 @@ pytest.importorskip("mmseg", reason="mmseg is not installed")
 import mmseg
 from PIL import Image
 
+from defocus_commands.shapes.data_set import make_shapes
 from tests.stock_tools import ENVIRONMENT, run_script, try_script, try_scripts
-from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shape
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    load_tool("make_shapes").make_shapes(folder, train=8, val=3, size=96, seed=0)
+    make_shapes(folder, train=8, val=3, size=96, seed=0)
     return folder
 
 

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 import mmdet
 
+from defocus_commands.shapes.data_set import make_shapes
 from tests.stock_tools import run_command, run_script
-from tests.testing import load_tool
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ CONFIG = "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py"
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    load_tool("make_shapes").make_shapes(folder, train=12, val=4, size=112, seed=0)
+    make_shapes(folder, train=12, val=4, size=112, seed=0)
     return folder
 
 

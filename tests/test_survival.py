@@ -17,8 +17,9 @@ import torch
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
 
+from defocus_commands.shapes.data_set import make_shapes
 from tests.forked import free_port, start_program, status, wait_for
-from tests.testing import assert_same_bits, load_tool
+from tests.testing import assert_same_bits
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ UPERNET = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shap
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    load_tool("make_shapes").make_shapes(folder, train=20, val=2, size=96, seed=0)
+    make_shapes(folder, train=20, val=2, size=96, seed=0)
     return folder
 
 

@@ -20,8 +20,9 @@ from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
 from backbones.integrations.detectron2.resume import WholeFileCheckpointer, place_loader
+from defocus_commands.shapes.data_set import make_shapes
 from tests.forked import free_port, start_program, status, wait_for
-from tests.testing import assert_same_bits, load_tool
+from tests.testing import assert_same_bits
 
 RUNNER = Path("tools/train_detectron2.py").resolve()
 CONFIGS = Path("detectron2_projects/rcnn/configs").resolve()
@@ -32,7 +33,7 @@ YAML = CONFIGS / "custom/faster_rcnn_defocus_mamba_tiny.yaml"
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    return load_tool("make_shapes").make_shapes(folder, train=8, val=2, size=96, seed=0)
+    return make_shapes(folder, train=8, val=2, size=96, seed=0)
 
 
 def lazy(work_dir, shapes, *options):

@@ -1,7 +1,6 @@
 """The synthetic data set: the same bytes each time, files that agree with one another, nothing half-made."""
 
 import filecmp
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,23 +13,17 @@ np = pytest.importorskip("numpy")
 pycocotools_coco = pytest.importorskip("pycocotools.coco")
 pycocotools_mask = pytest.importorskip("pycocotools.mask")
 
+from defocus_commands.make_shapes import main
+from defocus_commands.shapes import files, polygons, scene
+from defocus_commands.shapes.data_set import MIN_SIZE, make_shapes
+
 TOOL = Path(__file__).parents[2] / "tools" / "make_shapes.py"
 SETTINGS = {"train": 12, "val": 5, "size": 96, "seed": 3}
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("make_shapes", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return tool.make_shapes(tmp_path_factory.mktemp("data") / "shapes", **SETTINGS)
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", **SETTINGS)
 
 
 def files_of(folder):
@@ -66,7 +59,7 @@ def test_labels_are_in_the_order_of_the_configs(shapes):
 
 
 def test_same_arguments_give_the_same_bytes(shapes, tmp_path):
-    assert_same_files(shapes, tool.make_shapes(tmp_path / "again", **SETTINGS))
+    assert_same_files(shapes, make_shapes(tmp_path / "again", **SETTINGS))
 
 
 def test_program_with_two_workers_gives_the_same_bytes(shapes, tmp_path):
@@ -76,29 +69,31 @@ def test_program_with_two_workers_gives_the_same_bytes(shapes, tmp_path):
 
 
 def test_an_image_depends_on_seed_split_and_number_alone(shapes):
-    drawn = {key: tool.draw_sample(*key).image for key in [("train", 1, 96, 3), ("train", 1, 96, 4), ("val", 1, 96, 3)]}
+    drawn = {
+        key: scene.draw_sample(*key).image for key in [("train", 1, 96, 3), ("train", 1, 96, 4), ("val", 1, 96, 3)]
+    }
     assert len({image.tobytes() for image in drawn.values()}) == 3
-    _, encoded = cv2.imencode(".jpg", drawn["train", 1, 96, 3], [cv2.IMWRITE_JPEG_QUALITY, tool.JPEG_QUALITY])
+    _, encoded = cv2.imencode(".jpg", drawn["train", 1, 96, 3], [cv2.IMWRITE_JPEG_QUALITY, files.JPEG_QUALITY])
     assert (shapes / "train" / "000001.jpg").read_bytes() == encoded.tobytes()
 
 
-@pytest.mark.parametrize("split", tool.SPLITS)
+@pytest.mark.parametrize("split", scene.SPLITS)
 def test_instances_agree_with_the_drawn_masks(shapes, split):
     coco = pycocotools_coco.COCO(shapes / "annotations" / f"instances_{split}.json")
     assert len(coco.imgs) == SETTINGS[split]
-    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(tool.SHAPES)
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(scene.SHAPES)
     for image in coco.imgs.values():
         pixels = cv2.imread(str(shapes / split / image["file_name"]))
         assert pixels.shape == (image["height"], image["width"], 3)
         assert max(pixels.shape) == SETTINGS["size"] and min(pixels.shape[:2]) >= 0.7 * SETTINGS["size"] - 1
-        sample = tool.draw_sample(split, image["id"], SETTINGS["size"], SETTINGS["seed"])
+        sample = scene.draw_sample(split, image["id"], SETTINGS["size"], SETTINGS["seed"])
         annotations = coco.imgToAnns[image["id"]]
-        assert tool.MIN_OBJECTS <= len(annotations) <= tool.MAX_OBJECTS
+        assert scene.MIN_OBJECTS <= len(annotations) <= scene.MAX_OBJECTS
         assert [annotation["category_id"] for annotation in annotations] == sample.category_ids
         for number, annotation in enumerate(annotations, 1):
             mask = sample.instance_map == number
             assert (coco.annToMask(annotation) == mask).all()
-            assert annotation["area"] == mask.sum() >= tool.MIN_VISIBLE_PIXELS
+            assert annotation["area"] == mask.sum() >= scene.MIN_VISIBLE_PIXELS
             y, x = np.nonzero(mask)
             assert annotation["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
 
@@ -112,7 +107,7 @@ def grown(mask, pixels):
 @pytest.fixture(scope="module")
 def lone_shapes(tmp_path_factory):
     """From the written files: pixels, mask and category of each shape that nothing covers or cuts off."""
-    root = tool.make_shapes(tmp_path_factory.mktemp("data") / "lone", train=45, val=0, size=256, seed=0)
+    root = make_shapes(tmp_path_factory.mktemp("data") / "lone", train=45, val=0, size=256, seed=0)
     coco = pycocotools_coco.COCO(root / "annotations/instances_train.json")
     found = []
     for image in coco.imgs.values():
@@ -146,7 +141,7 @@ def name_of_outline(mask):
 
 def test_outlines_are_those_of_their_classes(lone_shapes):
     names = [name for _, _, name in lone_shapes]
-    assert min(names.count(name) for name in tool.SHAPES) >= 3
+    assert min(names.count(name) for name in scene.SHAPES) >= 3
     assert [name_of_outline(mask) for _, mask, _ in lone_shapes] == names
 
 
@@ -168,15 +163,15 @@ def test_outlines_rasterise_to_any_mask(density):
         mask = rng.random((13, 17)) < density
         mask[3, 4] = True
         box = list(cv2.boundingRect(mask.view(np.uint8)))
-        polygons = pycocotools_mask.frPyObjects(tool._outlines(mask, box), *mask.shape)
-        assert (pycocotools_mask.decode(pycocotools_mask.merge(polygons)) == mask).all()
+        found = pycocotools_mask.frPyObjects(polygons.outlines(mask, box), *mask.shape)
+        assert (pycocotools_mask.decode(pycocotools_mask.merge(found)) == mask).all()
 
 
-@pytest.mark.parametrize("split", tool.SPLITS)
+@pytest.mark.parametrize("split", scene.SPLITS)
 def test_panoptic_and_semantic_maps_agree_with_the_annotations(shapes, split):
     panoptic = read_annotations(shapes, "panoptic", split)
     things = {category["id"]: category["isthing"] for category in panoptic["categories"]}
-    assert list(things.values()) == [1] * len(tool.SHAPES) + [0]
+    assert list(things.values()) == [1] * len(scene.SHAPES) + [0]
     instances = read_annotations(shapes, "instances", split)
     assert panoptic["images"] == instances["images"]
     for image, annotation in zip(panoptic["images"], panoptic["annotations"]):
@@ -199,12 +194,12 @@ def test_panoptic_and_semantic_maps_agree_with_the_annotations(shapes, split):
         ]
 
 
-@pytest.mark.parametrize("size", [tool.MIN_SIZE, 192])
+@pytest.mark.parametrize("size", [MIN_SIZE, 192])
 def test_shapes_are_of_many_sizes_and_classes(size):
-    samples = [tool.draw_sample("train", index, size, 0) for index in range(1, 41)]
+    samples = [scene.draw_sample("train", index, size, 0) for index in range(1, 41)]
     areas = np.concatenate([np.bincount(sample.instance_map.reshape(-1))[1:] for sample in samples])
     assert {category for sample in samples for category in sample.category_ids} == set(range(1, 7))
-    assert all(tool.MIN_OBJECTS <= len(sample.category_ids) <= tool.MAX_OBJECTS for sample in samples)
+    assert all(scene.MIN_OBJECTS <= len(sample.category_ids) <= scene.MAX_OBJECTS for sample in samples)
     assert len({sample.image.shape for sample in samples}) > 5
     assert areas.max() < (size / 2 + 1) ** 2
     if size == 192:
@@ -214,44 +209,44 @@ def test_shapes_are_of_many_sizes_and_classes(size):
 def test_an_equal_set_is_kept(shapes, capsys):
     before = {path: path.stat().st_mtime_ns for path in shapes.rglob("*")}
     for overwrite in (False, True):
-        tool.make_shapes(shapes, **SETTINGS, overwrite=overwrite)
+        make_shapes(shapes, **SETTINGS, overwrite=overwrite)
         assert "already holds this data set" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in shapes.rglob("*")} == before
 
 
 def test_another_set_is_replaced_only_on_request(tmp_path):
-    out = tool.make_shapes(tmp_path / "out", train=2, val=1, size=32)
+    out = make_shapes(tmp_path / "out", train=2, val=1, size=32)
     with pytest.raises(FileExistsError, match=r"train 2 -> 3.*--overwrite"):
-        tool.make_shapes(out, train=3, val=1, size=32)
+        make_shapes(out, train=3, val=1, size=32)
     assert len(list((out / "train").iterdir())) == 2
-    tool.make_shapes(out, train=3, val=1, size=32, overwrite=True)
+    make_shapes(out, train=3, val=1, size=32, overwrite=True)
     assert len(list((out / "train").iterdir())) == 3
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_damaged_set_is_not_taken_for_whole(tmp_path):
-    out = tool.make_shapes(tmp_path / "out", train=2, val=1, size=32)
+    out = make_shapes(tmp_path / "out", train=2, val=1, size=32)
     (out / "train" / "000002.jpg").unlink()
     with pytest.raises(FileExistsError, match=r"000002\.jpg.*--overwrite"):
-        tool.make_shapes(out, train=2, val=1, size=32)
-    tool.make_shapes(out, train=2, val=1, size=32, overwrite=True)
+        make_shapes(out, train=2, val=1, size=32)
+    make_shapes(out, train=2, val=1, size=32, overwrite=True)
     assert (out / "train" / "000002.jpg").exists()
 
 
 def test_somebody_elses_folder_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("dear to me")
     with pytest.raises(FileExistsError, match="not made by this tool"):
-        tool.make_shapes(tmp_path, train=1, val=1, overwrite=True)
+        make_shapes(tmp_path, train=1, val=1, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [("train", -1), ("val", -1), ("size", 31), ("seed", -1), ("workers", 0)])
 def test_arguments_out_of_range(tmp_path, monkeypatch, capsys, name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least .*, got {value}"):
-        tool.make_shapes(tmp_path / "out", **{name: value})
+        make_shapes(tmp_path / "out", **{name: value})
     monkeypatch.setattr(sys, "argv", ["make_shapes.py", str(tmp_path / "out"), f"--{name}={value}"])
     with pytest.raises(SystemExit):
-        tool.main()
+        main()
     assert f"{name} must be at least" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -259,24 +254,24 @@ def test_arguments_out_of_range(tmp_path, monkeypatch, capsys, name, value):
 def test_out_dir_must_not_be_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
-        tool.make_shapes(tmp_path / "file")
+        make_shapes(tmp_path / "file")
 
 
 @pytest.mark.parametrize("old_set", [False, True])
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, old_set):
     out = tmp_path / "out"
     if old_set:
-        tool.make_shapes(out, train=1, val=1, size=32)
+        make_shapes(out, train=1, val=1, size=32)
     before = files_of(tmp_path)
-    write = tool._imwrite
+    write = files._imwrite
 
     def write_until_interrupted(path, *arguments):
         if path.name.startswith("000002"):
             raise KeyboardInterrupt
         write(path, *arguments)
 
-    monkeypatch.setattr(tool, "_imwrite", write_until_interrupted)
+    monkeypatch.setattr(files, "_imwrite", write_until_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tool.make_shapes(out, train=3, val=1, size=32, overwrite=True)
+        make_shapes(out, train=3, val=1, size=32, overwrite=True)
     assert files_of(tmp_path) == before
     assert list(tmp_path.iterdir()) == [out] * old_set
