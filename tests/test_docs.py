@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import backbones
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "results", "mmseg_configs", "detectron2_projects")
 PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
@@ -51,3 +53,11 @@ def test_every_page_is_found_from_the_readme():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_changelog_tells_of_this_version():
+    versions = re.findall(
+        r"^## (\d+\.\d+\.\d+), (?:unreleased|\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert versions[0] == backbones.__version__
+    assert versions == sorted(versions, key=lambda version: [*map(int, version.split("."))], reverse=True)
