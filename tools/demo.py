@@ -9,11 +9,10 @@ from pathlib import Path
 
 import mmdet
 from mmengine.config import Config
-from steps import ROOT, draw_shapes, report, show, train_and_test
+from steps import ROOT, Demo, openmmlab_steps
 
 CONFIG = "mmdet_configs/dino/dino-4scale_defocus-{}-tiny_1xb2-4e_shapes.py"
 FAMILIES = ("mamba", "vit", "retnet")
-TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
 
 
 def main() -> None:
@@ -21,21 +20,22 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="mamba", help="token mixer of the backbone")
     config_file = CONFIG.format(parser.parse_args().family)
     os.chdir(ROOT)
-    work_dir = Path("work_dirs/demo") / Path(config_file).stem
     config = Config.fromfile(config_file)
-    data = Path(config.data_root)
-    draw_shapes(data)
-
-    final = work_dir / f"epoch_{config.train_cfg.max_epochs}.pth"
-    predictions = work_dir / "predictions"
-    options = ["--cfg-options", f"test_evaluator.outfile_prefix={predictions}"]
-    train_and_test("mmdet", TOOLS, config_file, work_dir, final, options)
-
-    scored = ["--annotations", data / "annotations/instances_val.json", "--predictions", f"{predictions}.bbox.json"]
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    # Scores of so short a training are modest.
-    show("show_results.py", [*scored, "--images", data / "val", "--score-threshold", "0.25"], work_dir, logs)
-    report(scored, data / "val", work_dir, logs, config_file, final)
+    data, work_dir = Path(config.data_root), Path("work_dirs/demo") / Path(config_file).stem
+    demo = Demo(
+        config=config_file,
+        data=data,
+        images=data / "val",
+        annotations=data / "annotations/instances_val.json",
+        work_dir=work_dir,
+        final=work_dir / f"epoch_{config.train_cfg.max_epochs}.pth",
+        predictions=work_dir / "predictions.bbox.json",
+        log="*/vis_data/scalars.json",
+        # Scores of so short a training are modest.
+        threshold=0.25,
+    )
+    options = ["--cfg-options", f"test_evaluator.outfile_prefix={work_dir / 'predictions'}"]
+    demo.run(openmmlab_steps(mmdet, demo, options))
 
 
 if __name__ == "__main__":

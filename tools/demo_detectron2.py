@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from steps import ROOT, draw_shapes, report, run_step, show
+from steps import ROOT, Demo, Step
 
 CONFIG = "detectron2_projects/rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.py"
 
@@ -24,22 +24,27 @@ def main() -> None:
 
     os.chdir(ROOT)
     config = LazyConfig.load(CONFIG)
-    data, work_dir = Path(config.data.root), Path(config.train.output_dir)
-    final = work_dir / "model_final.pth"
-
-    draw_shapes(data)
-
+    work_dir = Path(config.train.output_dir)
+    demo = Demo(
+        config=CONFIG,
+        data=Path(config.data.root),
+        images=Path(config.data.test_images),
+        annotations=Path(config.data.test_json),
+        work_dir=work_dir,
+        final=work_dir / "model_final.pth",
+        predictions=work_dir / "inference/coco_instances_results.json",
+        log="metrics.json",
+        threshold=0.5,
+    )
     train = [sys.executable, "tools/train_detectron2.py", "--config-file", CONFIG]
-    # Detectron2 scores at the end of the training.
-    run_step("Training and scoring with Detectron2", [*train, "--resume"], unless=final)
-    predictions = work_dir / "inference/coco_instances_results.json"
-    scoring = [*train, "--eval-only", f"train.init_checkpoint={final}"]
-    run_step("Scoring with Detectron2", scoring, unless=predictions, newer_than=final)
-
-    scored = ["--annotations", config.data.test_json, "--predictions", predictions]
-    images, logs = config.data.test_images, [work_dir / "metrics.json"]
-    show("show_results.py", [*scored, "--images", images, "--score-threshold", "0.5"], work_dir, logs)
-    report(scored, images, work_dir, logs, CONFIG, final)
+    scoring = [*train, "--eval-only", f"train.init_checkpoint={demo.final}"]
+    demo.run(
+        [
+            # Detectron2 scores at the end of the training.
+            Step("Training and scoring with Detectron2", [*train, "--resume"], unless=demo.final),
+            Step("Scoring with Detectron2", scoring, unless=demo.predictions, newer_than=demo.final),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ def load_demo(tmp_path, monkeypatch):
             return types.SimpleNamespace(returncode=0)
 
         monkeypatch.setattr(demo, "ROOT", tmp_path)
+        steps = importlib.import_module("steps")
         # It builds the kernels, for which it runs a compiler.
-        monkeypatch.setattr(demo, "fastest_precision", list, raising=False)
+        monkeypatch.setattr(steps, "fastest_precision", list)
         monkeypatch.setattr(sys, "argv", [name])
-        monkeypatch.setattr(importlib.import_module("steps").subprocess, "run", run)
+        monkeypatch.setattr(steps.subprocess, "run", run)
         monkeypatch.chdir(tmp_path)
         return demo, commands
 

@@ -15,8 +15,8 @@ def leave(path) -> list:
 
 def test_a_step_is_not_repeated(tmp_path, capfd):
     result = tmp_path / "final.pth"
-    steps.run_step("Training", leave(result), unless=result)
-    steps.run_step("Training", leave(result), unless=result)
+    steps.run_step(steps.Step("Training", leave(result), unless=result))
+    steps.run_step(steps.Step("Training", leave(result), unless=result))
     assert result.read_text() == "done\n"
     assert f"Training: done before, {result} is there" in capfd.readouterr().out
 
@@ -27,22 +27,22 @@ def test_a_step_is_repeated_where_its_result_is_older_than_what_it_starts_from(t
         path.touch()
         os.utime(path, (seconds, seconds))
     for _ in range(2):
-        steps.run_step("Scoring", leave(result), unless=result, newer_than=start)
+        steps.run_step(steps.Step("Scoring", leave(result), unless=result, newer_than=start))
     assert result.read_text() == "done\n"
 
 
 def test_a_failed_step_ends_the_program_and_keeps_its_result_open(tmp_path):
     result = tmp_path / "final.pth"
     with pytest.raises(SystemExit, match=r"Training failed \(exit status 3\); the same command goes on from here"):
-        steps.run_step("Training", [sys.executable, "-c", "raise SystemExit(3)"], unless=result)
-    steps.run_step("Training", leave(result), unless=result)
+        steps.run_step(steps.Step("Training", [sys.executable, "-c", "raise SystemExit(3)"], unless=result))
+    steps.run_step(steps.Step("Training", leave(result), unless=result))
     assert result.exists()
 
 
 def test_a_step_sees_its_environment(tmp_path):
     result = tmp_path / "seen"
     command = [sys.executable, "-c", f"import os; open({str(result)!r}, 'w').write(os.environ['DEFOCUS_SEEN'])"]
-    steps.run_step("Looking", command, {"DEFOCUS_SEEN": "here"})
+    steps.run_step(steps.Step("Looking", command, {"DEFOCUS_SEEN": "here"}))
     assert result.read_text() == "here"
 
 
