@@ -8,7 +8,7 @@ FAMILY ?= mamba
 # Of `make study`: full (meant for an hour on 2 cores) or quick (10 minutes).
 STUDY ?= full
 
-.PHONY: demo demo-seg demo-d2 demo-hf study study-transfer test test-matrix test-detectron2 mutants setup lint clean-demo
+.PHONY: demo demo-seg demo-d2 demo-hf study study-transfer test test-matrix test-detectron2 mutants setup lint docs clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -52,6 +52,12 @@ test-detectron2:
 # Breaks the code, one change at a time; the tests must notice. Takes an hour, for once a week.
 mutants: setup
 	@$(VENV)/bin/python -m tests.mutants.run
+
+# The documents as a site, in site/, every link and anchor checked.
+docs:
+	@test -x .venv-docs/bin/mkdocs || $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -1,6 +1,7 @@
 """The image classifier that pre-trains a backbone: two heads, one loss, in the released layout."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ class DefocusClassifier(nn.Module):
     projection_name = "proj"
     norm_eps = 1e-6
 
-    def __init__(self, *args, num_classes: int = 1000, head: str = "linear", auxiliary_loss: bool = True, **backbone):
+    def __init__(
+        self, *args: Any, num_classes: int = 1000, head: str = "linear", auxiliary_loss: bool = True, **backbone: Any
+    ):
         if head not in ("linear", "mlp"):
             raise ValueError(f"head must be 'linear' or 'mlp', got {head!r}")
         if "out_indices" in backbone:

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class DefocusBackbone(nn.Module):
         out_indices: int | Sequence[int] = (-1,),
         frozen_stages: int = -1,
         with_cp: bool = False,
-        **mixer,
+        **mixer: Any,
     ):
         super().__init__()
         sizes = resolve_arch(arch, self.block.archs)

@@ -12,7 +12,7 @@ from defocus_commands import __main__ as program
 TOOLS = Path("tools").resolve()
 # What makes sense in a checkout alone.
 OF_A_CHECKOUT = {
-    "demo", "demo_detectron2", "demo_seg", "demo_transformers", "setup_env", "steps", "test_matrix",
+    "demo", "demo_detectron2", "demo_seg", "demo_transformers", "docs_pages", "setup_env", "steps", "test_matrix",
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Links of the documents: what they point to is there, and every page is found from the README."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,16 @@ def test_the_changelog_tells_of_this_version():
     )
     assert versions[0] == backbones.__version__
     assert versions == sorted(versions, key=lambda version: [*map(int, version.split("."))], reverse=True)
+
+
+def test_the_site_is_built_strictly(tmp_path):
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed (make docs has an environment of its own)")
+    pytest.importorskip("material", reason="mkdocs-material is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # One page for each document, and the docstrings on that of the API.
+    built = {path.relative_to(tmp_path / "site").with_suffix("") for path in (tmp_path / "site").rglob("*.html")}
+    pages = {page.relative_to(ROOT).with_suffix("") for page in PAGES}
+    assert {page.with_name("index") if page.name == "README" else page for page in pages} <= built
+    assert "Stochastic depth of the last block" in (tmp_path / "site/docs/api.html").read_text()
