@@ -60,7 +60,7 @@ docs:
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lint: setup
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 clean-demo:
 	rm -rf work_dirs/demo work_dirs/demo_seg work_dirs/demo_d2 work_dirs/demo_hf work_dirs/shapes

@@ -32,6 +32,9 @@ class DefocusClassifier(nn.Module):
 
     projection_name = "proj"
     norm_eps = 1e-6
+    # Of the family, which each subclass is too.
+    embed_dims: int
+    forward_sequence: Callable[[Tensor], Tensor]
 
     def __init__(
         self, *args: Any, num_classes: int = 1000, head: str = "linear", auxiliary_loss: bool = True, **backbone: Any
@@ -94,7 +97,7 @@ def classification_head(dims: int, classes: int, kind: str) -> nn.Module:
     if classes == 0:
         return nn.Identity()
     if kind == "linear":
-        head = nn.Linear(dims, classes)
+        head: nn.Module = nn.Linear(dims, classes)
     else:
         head = nn.Sequential(nn.Linear(dims, 3 * dims), nn.Tanh(), nn.Linear(3 * dims, classes))
     for module in head.modules():

@@ -2,13 +2,13 @@
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.layers.drop_path import drop_path_rates
+from backbones.layers.drop_path import DropPath, drop_path_rates
 from backbones.layers.norms import LayerNorm
 from backbones.layers.patch_embed import PatchEmbed
 from backbones.layers.scan_order import TokenGrid, to_sequence
@@ -51,7 +51,8 @@ class DefocusBackbone(nn.Module):
         TypeError: An argument of another type.
     """
 
-    block: type[nn.Module]
+    # A class, of which more is asked than of any module: see above.
+    block: Any
     # As in the released detectors; the released classifiers have others.
     projection_name = "projection"
     norm_eps = 1e-5
@@ -111,6 +112,7 @@ class DefocusBackbone(nn.Module):
         nn.init.trunc_normal_(self.patch_embed.conv.weight, std=0.02)
         # Not zero: a token of padding would be the zero vector, where RMSNorm's gradient is 1 / sqrt(eps) = 316 and
         # grows with every block.
+        assert self.patch_embed.conv.bias is not None
         nn.init.trunc_normal_(self.patch_embed.conv.bias, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.ones_(self.norm.weight)
@@ -193,7 +195,7 @@ class DefocusBackbone(nn.Module):
     def set_drop_path_rate(self, rate: float) -> None:
         """Sets the stochastic depth of the last block to ``rate``, of the others linearly down to 0 at the first."""
         for block, block_rate in zip(self.blocks, drop_path_rates(rate, len(self.blocks)), strict=True):
-            block.drop_path.drop_prob = block_rate
+            cast(DropPath, block.drop_path).drop_prob = block_rate
 
     def run_to(self, x: Tensor, out_indices: Sequence[int]) -> Iterator[Tensor]:
         """Yields the sequence `(b, l, embed_dims)` after each of ``out_indices``, ascending, from `tokenize`'s on.

@@ -12,9 +12,10 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class NumberedBatches:
         self.batches, self.number, self.skip, self.endless = batches, number, skip, endless
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(cast(Sized, self.batches))
 
     def __getattr__(self, name: str):
         return getattr(self.batches, name)
@@ -98,7 +99,7 @@ class NumberedBatches:
             passes, self.skip = divmod(self.skip, length)
             epoch += 1 + passes
             sampler = getattr(self.batches, "sampler", None)
-            if hasattr(sampler, "set_epoch"):
+            if sampler is not None and hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
 
 
@@ -123,7 +124,7 @@ def numbered_loader(
         like: A loader whose workers, pinning and time limit are taken over.
         collate_fn: Makes a batch of a list of samples.
     """
-    dataset.__getitems__ = partial(_load_batch, dataset, seed, rank)
+    cast(Any, dataset).__getitems__ = partial(_load_batch, dataset, seed, rank)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -165,7 +166,7 @@ class StopSignals:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._former: dict[signal.Signals, object] = {}
+        self._former: dict[signal.Signals, Any] = {}
         # Only there does Python let a program handle signals.
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in self.SIGNALS}

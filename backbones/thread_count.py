@@ -37,6 +37,10 @@ class ThreadCount:
             raise ValueError(f"most must be at least 1, got {most}")
         self.count = self.most
         self._direction = -1
+        self._trial: tuple[int, float] | None = None
+        self._times: deque[float] = deque()
+        self._usual: float | None = None
+        self._remaining = 0
         # The first trial comes at once, for the neighbour may be there already.
         self._settle(self.RECENT)
 
@@ -54,7 +58,7 @@ class ThreadCount:
             full = len(self._times) == self.RECENT
             if full and self._usual is None:
                 self._usual = median(self._times)
-            sudden = full and median(self._times) > self.SUDDEN * self._usual
+            sudden = full and self._usual is not None and median(self._times) > self.SUDDEN * self._usual
             if sudden or (full and self._remaining <= 0):
                 self._begin_trial()
         elif len(self._times) == self.TRIAL:
@@ -71,6 +75,7 @@ class ThreadCount:
         torch.set_num_threads(self._trial[0])
 
     def _judge(self, tried: float) -> str | None:
+        assert self._trial is not None
         count, before = self._trial
         if tried < self.GAIN * before:
             said = f"Threads: {count}, for a step takes {tried:.3f} s, with {self.count} it takes {before:.3f} s"
@@ -84,7 +89,7 @@ class ThreadCount:
         return None
 
     def _settle(self, remaining: int) -> None:
-        self._trial: tuple[int, float] | None = None
-        self._times: deque[float] = deque(maxlen=self.RECENT)
-        self._usual: float | None = None
+        self._trial = None
+        self._times = deque(maxlen=self.RECENT)
+        self._usual = None
         self._remaining = remaining

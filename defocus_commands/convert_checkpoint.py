@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +39,12 @@ from backbones.checkpoints import (
     weights_of,
 )
 
-CONVERTERS = {"detectron2": to_detectron2, "mmdet": to_mmdet, "timm": to_classifier, "transformers": None}
+CONVERTERS: dict[str, Any] = {
+    "detectron2": to_detectron2,
+    "mmdet": to_mmdet,
+    "timm": to_classifier,
+    "transformers": None,
+}
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_filters(options: argparse.Namespace) -> dict[str, list[LayerFilters]]:
+def read_filters(options: argparse.Namespace) -> dict[str, Sequence[LayerFilters]]:
     """The filters "before", where they are known, and "after" training."""
     scales = {}
     if options.config:
@@ -85,6 +85,7 @@ def read_filters(options: argparse.Namespace) -> dict[str, list[LayerFilters]]:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {scales[name]}")
     weights = read_backbone(options.checkpoint, options.container, options.prefix).backbone
     after = learned_filters(weights, **scales)
+    before: list[LayerFilters] | None
     if options.before:
         earlier = read_backbone(options.before, options.container, options.prefix).backbone
         before = learned_filters(earlier, **scales)
@@ -155,7 +156,9 @@ def _form(values: Sequence[float | None]) -> str:
     return " · ".join("–" if value is None else f"{value:.3g}" for value in values)
 
 
-def _write(filters: dict[str, list[LayerFilters]], layers: Sequence[int], result: dict[str, Any], out: Path) -> None:
+def _write(
+    filters: dict[str, Sequence[LayerFilters]], layers: Sequence[int], result: dict[str, Any], out: Path
+) -> None:
     figures = {
         "passbands.png": draw_passbands(filters, layers),
         "histograms.png": draw_histograms(filters),
@@ -164,7 +167,7 @@ def _write(filters: dict[str, list[LayerFilters]], layers: Sequence[int], result
     for name, figure in figures.items():
         with replacing(out / name) as partial:
             figure.savefig(partial, dpi=DPI, format="png")
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{state}/{layer.name}/{part}": getattr(layer, part)
         for state, found in filters.items()
         for layer in found

@@ -71,7 +71,7 @@ def write_tables(document: Path) -> None:
     for i, entry in enumerate(todo, 1):
         print(f"{i}/{len(todo)} {entry.name}", flush=True)
         try:
-            line = row(entry, measure(find_subject(entry.name, entry.size, entry.options)), root)
+            line: str | None = row(entry, measure(find_subject(entry.name, entry.size, entry.options)), root)
         except (ValueError, ImportError, OSError) as error:
             line = kept_row(entry, text, root)
             print(f"  {'kept as it was' if line else 'left out'}: {error}")

@@ -320,4 +320,5 @@ def _write(networks: Sequence[Named], result: dict[str, Any], out: Path) -> None
 def save_arrays(path: Path, maps: NetworkMaps) -> None:
     """All maps into one file of numpy."""
     with path.open("wb") as file:
-        np.savez_compressed(file, **maps.arrays())
+        arrays: dict[str, Any] = maps.arrays()
+        np.savez_compressed(file, **arrays)

@@ -185,7 +185,7 @@ def _draw_pairs(pairs: list[Pair], categories: list[dict], with_masks: bool, sco
         mask = None
         if with_masks and record.get("segmentation"):
             mask = decode_mask(record["segmentation"], height, width)
-        box = record["bbox"] if record.get("bbox") else box_of_mask(mask)
+        box = record["bbox"] if mask is None or record.get("bbox") else box_of_mask(mask).tolist()
         return DrawnObject(box, label, colors[record["category_id"]], mask)
 
     count = len(pairs)

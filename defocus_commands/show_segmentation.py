@@ -79,6 +79,6 @@ def draw_predictions(
                 raise ValueError(f"{file} has shape {labels.shape}, its image {picture.shape}: they must be equal")
             draw_label_map(axes, picture, labels)
             axes.set_title(title, **TITLE_STYLE)
-    handles = [Patch(color=label_color(label), label=name) for label, name in enumerate(classes)]
+    handles = [Patch(color=tuple(label_color(label)), label=name) for label, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 10), frameon=False, fontsize=8)
     return figure

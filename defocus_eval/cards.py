@@ -107,9 +107,9 @@ class Card:
         if not any(self.scores.values()):
             raise InputError(f"{where} holds no scores; a card without a result is none")
         for part, scores in self.scores.items():
-            for name, value in scores.items():
-                if not 0 <= value <= 1:
-                    raise InputError(f"{where}: {part} {name} is {value}; write it as a fraction, 0 to 1")
+            for score, number in scores.items():
+                if not 0 <= number <= 1:
+                    raise InputError(f"{where}: {part} {score} is {number}; write it as a fraction, 0 to 1")
 
     @property
     def headline(self) -> list[tuple[str, float]]:
@@ -128,7 +128,7 @@ class Card:
         """Where the result is from, as Markdown."""
         if self.source:
             return f"published: [{self.source['title']}]({self.source['url']})"
-        return f"own: `{self.command}` at {self.commit[:7]}, {self.machine}"
+        return f"own: `{self.command}` at {(self.commit or '')[:7]}, {self.machine}"
 
 
 def read_card(path: str | Path) -> Card:

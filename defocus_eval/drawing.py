@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -16,20 +16,25 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
 from defocus_eval.logs import METRICS, Evaluation, Run, smooth
 
+# Left, lower, right and upper edge in pixels of a figure.
+Place = tuple[float, float, float, float]
 DPI = 130
-OBJECT_COLORS = matplotlib.colormaps["tab10"].colors + matplotlib.colormaps["tab20"].colors[1::2]
+# A matplotlib palette of single colours.
+_TAB10, _TAB20 = (cast(Any, matplotlib.colormaps[name]).colors for name in ("tab10", "tab20"))
+OBJECT_COLORS = (*_TAB10, *_TAB20[1::2])
 # Label 0 is grey: in most sets it is the background.
 LABEL_COLORS = np.array([(0.35, 0.35, 0.35), *OBJECT_COLORS])
 MASK_OPACITY = 0.45
 # A label's share of its pixels: colours must be told apart, and the image still be seen through them.
 LABEL_OPACITY = 0.65
-TITLE_STYLE = {"fontsize": 8.5, "loc": "left", "color": "#333333"}
+TITLE_STYLE: dict[str, Any] = {"fontsize": 8.5, "loc": "left", "color": "#333333"}
 
 
 class DrawnObject(NamedTuple):
@@ -96,7 +101,7 @@ def draw_objects(axes: Axes, picture: np.ndarray, objects: Sequence[DrawnObject]
     for item in objects:
         if item.mask is not None:
             opacity = item.mask[..., None] * np.float32(MASK_OPACITY)
-            picture = picture + (np.float32(item.color) - picture) * opacity
+            picture = picture + (np.asarray(item.color, np.float32) - picture) * opacity
     height, width = picture.shape[:2]
     axes.imshow(picture, extent=(0, width, height, 0), interpolation="bicubic")
     axes.set_xticks([])
@@ -106,8 +111,8 @@ def draw_objects(axes: Axes, picture: np.ndarray, objects: Sequence[DrawnObject]
     axes.set_autoscale_on(False)
     for item in objects:
         if item.mask is not None and item.mask.any():
-            x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-            axes.contour(x, y, item.mask, levels=[0.5], colors=[item.color], linewidths=1)
+            columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+            axes.contour(columns, rows, item.mask, levels=[0.5], colors=[item.color], linewidths=1)
         x, y, box_width, box_height = item.box
         # The white rim keeps the frame visible on a background of its colour.
         for line_width, color in ((2.6, "white"), (1.5, item.color)):
@@ -118,7 +123,8 @@ def draw_objects(axes: Axes, picture: np.ndarray, objects: Sequence[DrawnObject]
 def draw_labels(axes: Axes, objects: Sequence[DrawnObject]) -> None:
     """Writes each label at its box where it hides least of the labels and boxes there are."""
     axes.apply_aspect()
-    renderer = axes.figure.canvas.get_renderer()
+    # Only canvases of pixels, as all of ours are, have one.
+    renderer = cast(FigureCanvasAgg, axes.figure.canvas).get_renderer()
     frame = axes.get_window_extent(renderer)
     to_display = axes.transData.transform
     boxes = []
@@ -126,7 +132,7 @@ def draw_labels(axes: Axes, objects: Sequence[DrawnObject]) -> None:
         x, y, width, height = item.box
         (x0, y0), (x1, y1) = to_display((x, y + height)), to_display((x + width, y))
         boxes.append((x0, y0, x1, y1))
-    placed = []
+    placed: list[Place] = []
     for number, item in enumerate(objects):
         luminance = np.dot(item.color, (0.299, 0.587, 0.114))
         text = axes.text(
@@ -138,7 +144,7 @@ def draw_labels(axes: Axes, objects: Sequence[DrawnObject]) -> None:
         width, height = extent.width + 2 * pad, extent.height + 2 * pad
         x0, y0, x1, y1 = boxes[number]
         others = boxes[:number] + boxes[number + 1 :]
-        places = []
+        places: list[tuple[float, int, Place]] = []
         for x, y in (
             (x0, y1), (x1 - width, y1), (x0, y0 - height), (x1 - width, y0 - height), (x1, y1 - height),
             (x0 - width, y1 - height), (x1, y0), (x0 - width, y0), (x0, y1 - height), (x0, y0),
@@ -154,10 +160,11 @@ def draw_labels(axes: Axes, objects: Sequence[DrawnObject]) -> None:
             places.append((hidden, len(places), place))
         place = min(places)[2]
         placed.append(place)
-        text.set_position(axes.transData.inverted().transform((place[0] + pad, place[1] + pad)))
+        x, y = axes.transData.inverted().transform((place[0] + pad, place[1] + pad))
+        text.set_position((x, y))
 
 
-def _overlap(first: tuple, second: tuple) -> float:
+def _overlap(first: Place, second: Place) -> float:
     """Area that two rectangles `(x0, y0, x1, y1)` share."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
@@ -216,7 +223,7 @@ def _draw_scores(axes: Axes, evaluations: list[Evaluation]) -> None:
         label = f"{name}, best {best:.3f} at {unit} {steps[values.index(best)]}"
         axes.plot(steps, values, marker="o", markersize=4, linewidth=2, label=label)
     if by_epoch:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        cast(MaxNLocator, axes.xaxis.get_major_locator()).set_params(integer=True)
     quantity = "average precision" if all("AP" in name for name in drawn) else ", ".join(drawn)
     axes.set(title="validation", xlabel=unit, ylabel=quantity)
     axes.set_ylim(0, min(1.02, max(0.05, 1.25 * highest)))

@@ -8,7 +8,7 @@ added. The gates of what is added start at zero, so that a pre-trained backbone 
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -179,14 +179,18 @@ class SpatialPrior(nn.Module):
         widths = [dims, 2 * dims, 4 * dims, 4 * dims]
         self.stages = nn.ModuleList([nn.Sequential(*stem)])
         self.stages.extend(_conv_norm_gelu(c, d, 2) for c, d in itertools.pairwise(widths))
-        self.projections = nn.ModuleList(
+        # A place without a module is one without a map.
+        projections: list[Any] = [
             nn.Conv2d(width, out_channels, 1) if finest or i else None for i, width in enumerate(widths)
-        )
+        ]
+        self.projections = nn.ModuleList(projections)
 
     def forward(self, x: Tensor) -> list[Tensor | None]:
         """Maps of `(b, c, H, W)`, finest first; H and W are padded with zeros to twice the backbone's stride."""
         h, w = x.shape[-2:]
-        x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple)).to(self.projections[-1].weight.dtype)
+        x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple)).to(
+            cast(nn.Conv2d, self.projections[-1]).weight.dtype
+        )
         maps = []
         for stage, projection in zip(self.stages, self.projections, strict=True):
             x = stage(x)

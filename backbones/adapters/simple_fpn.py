@@ -63,7 +63,7 @@ class SimpleFPN(Adapter):
         self._levels = [f"fpn{i}" for i in range(1, 5)][used]
         for name, level in zip(self._levels, levels[used], strict=True):
             self.add_module(name, level)
-        channels = (quarter, half, in_channels, in_channels)[used]
+        channels = [quarter, half, in_channels, in_channels][used]
         self.lateral_convs = nn.ModuleList(ConvNorm(c, out_channels, 1) for c in channels)
         self.fpn_convs = nn.ModuleList(ConvNorm(out_channels, out_channels, 3) for _ in channels)
 

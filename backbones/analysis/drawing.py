@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from backbones.analysis.figures import HEAT, TITLE, Named, bare, new_figure
+from backbones.analysis.figures import HEAT, TITLE, Named, bare, drawn_part, new_figure
 from backbones.analysis.models import Layout
 from backbones.analysis.order_drawing import draw_in_scan_order, draw_scan_order
 
@@ -48,9 +49,10 @@ def draw_receptive_fields(networks: Sequence[Named]) -> Figure | None:
     rows = []
     for item in networks:
         found = [item.maps.layers[index] for index in item.maps.drawn]
-        fields = [layer for layer in found if layer.receptive_field is not None]
         panels = [
-            _panel(item, layer.layer.name, layer.layer.before, layer.receptive_field[None])[0] for layer in fields
+            _panel(item, layer.layer.name, layer.layer.before, layer.receptive_field[None])[0]
+            for layer in found
+            if layer.receptive_field is not None
         ]
         rows += [(item.name, panels)] if panels else []
     return _draw_panels(rows, "Receptive field of the class token, by layer") if rows else None
@@ -67,7 +69,7 @@ def draw_attention(networks: Sequence[Named]) -> Figure:
                 token = found.layer.after.token_at(*cell)
                 row = np.searchsorted(found.queries, token)
                 mark = _centre(found.layer.after, token)
-                panels += _panel(item, found.layer.name, found.layer.before, found.attention[[row]], mark)
+                panels += _panel(item, found.layer.name, found.layer.before, drawn_part(found.attention)[[row]], mark)
             rows.append((f"{item.name}\nquery {cell[0]:g}, {cell[1]:g}", panels))
     return _draw_panels(rows, "What the marked token looks at, by layer (the token itself left out)")
 
@@ -79,7 +81,7 @@ def draw_gradients(networks: Sequence[Named]) -> Figure:
         panels = []
         for index in item.maps.drawn:
             found = item.maps.layers[index]
-            reach = found.numbers["gradient"]["of_last_layer"]
+            reach = (found.numbers["gradient"] or {}).get("of_last_layer")
             title = found.layer.name + ("" if reach is None else f", {reach:.3g}× the last")
             panels += _panel(item, title, found.layer.before, found.gradient[None])
         rows.append((item.name, panels))
@@ -93,9 +95,8 @@ def draw_features(networks: Sequence[Named]) -> Figure:
         panels = [Panel("image", item.picture, item.picture, 1)]
         for index in item.maps.drawn:
             found = item.maps.layers[index]
-            panels.append(
-                Panel(found.layer.name, item.picture, stretch_colors(found.features), found.layer.after.stride)
-            )
+            colors = stretch_colors(drawn_part(found.features))
+            panels.append(Panel(found.layer.name, item.picture, colors, found.layer.after.stride))
         rows.append((item.name, panels))
     return _draw_panels(rows, "Principal components of the tokens after the layer")
 
@@ -236,6 +237,6 @@ def pictures(networks: Sequence[Named]) -> dict[str, Callable[[], Figure | None]
         # A network on grids reads in no order.
         if layout.sequence:
             ending = "" if number == 1 else f"-{number}"
-            found[f"scan_order{ending}.png"] = lambda item=item, layout=layout: draw_scan_order(item.picture, layout)
-            found[f"in_scan_order{ending}.png"] = lambda item=item: draw_in_scan_order(item)
+            found[f"scan_order{ending}.png"] = partial(draw_scan_order, item.picture, layout)
+            found[f"in_scan_order{ending}.png"] = partial(draw_in_scan_order, item)
     return found

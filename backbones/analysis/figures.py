@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,13 @@ from backbones.analysis.maps import NetworkMaps
 
 DPI = 110
 HEAT = matplotlib.colormaps["inferno"]
-TITLE = {"fontsize": 8, "color": "#333333"}
+TITLE: dict[str, Any] = {"fontsize": 8, "color": "#333333"}
+
+
+def drawn_part(found: np.ndarray | None) -> np.ndarray:
+    """What was found of a layer that is drawn, and of no other."""
+    assert found is not None, "only layers that are drawn have it"
+    return found
 
 
 @dataclass(frozen=True)

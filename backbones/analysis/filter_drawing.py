@@ -83,7 +83,7 @@ def _draw_histogram(axes: Axes, sets: dict[str, np.ndarray]) -> None:
         without = 1 - len(values) / max(len(sets[state]), 1)
         label = state + (f", {100 * without:.0f} % 0 or infinite" if without > 0 else "")
         weights = np.full(len(values), 1 / max(len(sets[state]), 1))
-        axes.hist(values, bins=bins, weights=weights, color=COLORS[state], alpha=0.6, label=label)
+        axes.hist(values, bins=bins.tolist(), weights=weights, color=COLORS[state], alpha=0.6, label=label)
     axes.set_xscale("log")
     _plain(axes)
 

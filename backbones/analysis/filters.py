@@ -85,9 +85,10 @@ def learned_filters(
                 "phase='none', or another mixer"
             )
         # What is absent does nothing: λ = 0, θ = 0.
-        decay = torch.zeros(len(phase), 1) if decay is None else decay / delta_scale
-        phase = torch.zeros(1, 1) if phase is None else phase / rope_scale
-        banks = torch.broadcast_tensors(decay, phase)
+        rows = 1 if phase is None else len(phase)
+        decays = torch.zeros(rows, 1) if decay is None else decay / delta_scale
+        phases = torch.zeros(1, 1) if phase is None else phase / rope_scale
+        banks = torch.broadcast_tensors(decays, phases)
         found.append(LayerFilters(f"blocks.{index}", *(bank.double().cpu().numpy() for bank in banks)))
     return found
 
@@ -104,7 +105,7 @@ def initial_filters(
         # Which channels share a norm is not told, and no filter hangs on it.
         sizes["norm_group_dims"] = sizes["inner_dims"]
     fresh = block(resolve_arch(sizes, block.archs)).state_dict()
-    every = {f"blocks.{i}.{name}": value for i in range(sizes["depth"]) for name, value in fresh.items()}
+    every = {f"blocks.{i}.{name}": value for i in range(int(sizes["depth"])) for name, value in fresh.items()}
     return learned_filters(every, rope_scale, delta_scale)
 
 

@@ -69,7 +69,7 @@ class NetworkMaps:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All maps by name, as they are: nothing is divided by its maximum."""
-        found = {"cells": np.asarray(self.cells)}
+        found: dict[str, np.ndarray] = {"cells": np.asarray(self.cells)}
         found |= {f"{self.layers[index].layer.name}/erf": field for index, field in self.erf.items()}
         for item in self.layers:
             before = item.layer.before
@@ -78,7 +78,7 @@ class NetworkMaps:
             found[f"{item.layer.name}/token_cells"] = before.cells
             if item.receptive_field is not None:
                 found[f"{item.layer.name}/receptive_field"] = item.receptive_field
-            if item.attention is not None:
+            if item.attention is not None and item.features is not None:
                 found[f"{item.layer.name}/attention"] = item.attention
                 found[f"{item.layer.name}/queries"] = item.queries
                 found[f"{item.layer.name}/features"] = item.features
@@ -230,7 +230,7 @@ def _attention(layer: Layer, tokens: Tensor, queries: np.ndarray) -> tuple[np.nd
     weights = query_gradients(layer.run, tokens, [*own, *queries])
     attention = weights[len(own) :]
     if layer.residual:
-        attention = without_residual(attention, queries)
+        attention = without_residual(attention, queries.tolist())
     return _array(weights[0]) if own else None, _array(attention)
 
 
@@ -269,7 +269,7 @@ def _numbers(
         where = np.array([[after.class_token]])
         sensed["distance_tokens"] = _distance(field[None, on_image], where, on_image[:, None])
     learned = _focus(gradient[None], before, np.array([len(on_image)]))
-    learned |= {"norm": _number(np.linalg.norm(gradient)), "of_last_layer": _number(reach)}
+    learned |= {"norm": _number(float(np.linalg.norm(gradient))), "of_last_layer": _number(reach)}
     return {"receptive_field": sensed, "attention": looked, "gradient": learned}
 
 
@@ -301,8 +301,8 @@ def _summary(layers: Sequence[LayerMaps], norms: np.ndarray, erf: dict[int, np.n
     found: dict[str, float | None] = {}
     for recipe in ("receptive_field", "attention", "gradient"):
         for name in ("effective_tokens", "effective_share", "top_share"):
-            values = [item.numbers[recipe][name] for item in layers if item.numbers[recipe] is not None]
-            found[f"{recipe}_{name}"] = _number(numbers.mean([np.nan if v is None else v for v in values]))
+            values = [of_recipe[name] for item in layers if (of_recipe := item.numbers[recipe]) is not None]
+            found[f"{recipe}_{name}"] = _number(numbers.mean(np.array([np.nan if v is None else v for v in values])))
     found["early_gradient_share"] = _number(numbers.early_share(norms))
     if erf:
         pixels = erf[max(erf)].reshape(len(erf[max(erf)]), -1)

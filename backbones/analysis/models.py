@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def cut(model: nn.Module, image: Tensor) -> Network:
     )
 
 
-def _cut_defocus(model: DefocusBackbone, image: Tensor) -> Network:
+def _cut_defocus(model: Any, image: Tensor) -> Network:
     layout = sequence_layout(model.tokenize(image)[1], model.patch_size)
     layers = tuple(
         Layer(f"blocks.{i}", block, layout, layout, causal=getattr(block.mixer, "causal", True))
@@ -181,7 +182,7 @@ def sequence_layout(grid: TokenGrid, patch_size: int) -> Layout:
     return Layout(grid.rows, grid.columns, patch_size, cells, np.append(~inside, False), len(order), sequence=True)
 
 
-def _cut_vit(model: nn.Module, image: Tensor) -> Network:
+def _cut_vit(model: Any, image: Tensor) -> Network:
     def embed(images: Tensor) -> Tensor:
         return model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
@@ -195,7 +196,7 @@ def _cut_vit(model: nn.Module, image: Tensor) -> Network:
     return _timm_network(model, embed, layers, model.norm, model.forward_head)
 
 
-def _cut_swin(model: nn.Module, image: Tensor) -> Network:
+def _cut_swin(model: Any, image: Tensor) -> Network:
     def step(downsample: nn.Module, block: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: block(downsample(x))
 
@@ -214,7 +215,7 @@ def _cut_swin(model: nn.Module, image: Tensor) -> Network:
     return _timm_network(model, embed, layers, model.norm, head)
 
 
-def _cut_resnet(model: nn.Module, image: Tensor) -> Network:
+def _cut_resnet(model: Any, image: Tensor) -> Network:
     def stem(images: Tensor) -> Tensor:
         return model.maxpool(model.act1(model.bn1(model.conv1(images))))
 
@@ -260,12 +261,11 @@ def _grid_layers(
     return tuple(layers), lambda images: to_tokens(stem(images))
 
 
-def _timm_network(
-    model: nn.Module, embed: Callable, layers: tuple[Layer, ...], finish: Callable, head: Callable
-) -> Network:
+def _timm_network(model: Any, embed: Callable, layers: tuple[Layer, ...], finish: Callable, head: Callable) -> Network:
     with_head = model.num_classes > 0
 
-    def loss(tokens: Tensor, target: Tensor) -> Tensor:
+    def loss(tokens: Tensor, target: Tensor | None) -> Tensor:
+        assert target is not None
         return F.cross_entropy(head(tokens), target)
 
     return Network(

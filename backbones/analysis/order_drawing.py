@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from backbones.analysis.figures import HEAT, TITLE, Named, bare, new_figure
+from backbones.analysis.figures import HEAT, TITLE, Named, bare, drawn_part, new_figure
 from backbones.analysis.models import Layout
 
 # Points that a row of a picture can show: more, and single peaks fall between them.
@@ -35,7 +37,15 @@ def draw_scan_order(picture: np.ndarray, layout: Layout) -> Figure:
     axes.add_collection(LineCollection(steps[~jumps], colors=colors[~jumps], linewidths=thick))
     for point, word, marker in ((points[0], "first", "o"), (points[-1], "last", "s")):
         axes.scatter(
-            *point, s=36, marker=marker, color="white", edgecolors="black", zorder=3, label=word, clip_on=False
+            point[0],
+            point[1],
+            s=36,
+            marker=marker,
+            color="white",
+            edgecolors="black",
+            zorder=3,
+            label=word,
+            clip_on=False,
         )
     axes.set(xlim=(0, width), ylim=(height, 0))
     figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
@@ -54,10 +64,11 @@ def draw_in_scan_order(item: Named) -> Figure:
     """
     layers, drawn = item.maps.layers, [item.maps.layers[index] for index in item.maps.drawn]
     strips = {"gradient of the loss": [layer.gradient for layer in layers]}
-    if all(layer.receptive_field is not None for layer in layers):
-        strips = {"receptive field of the class token": [layer.receptive_field for layer in layers], **strips}
+    fields = [layer.receptive_field for layer in layers if layer.receptive_field is not None]
+    if len(fields) == len(layers):
+        strips = {"receptive field of the class token": fields, **strips}
     figure = new_figure(max(7.0, 2.0 * len(drawn)), 1.5 * len(strips) + 2.6)
-    parts = figure.subfigures(2, 1, height_ratios=[1.5 * len(strips), 2.4])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.5 * len(strips), 2.4])
     for axes, (name, rows) in zip(np.ravel(parts[0].subplots(len(strips), 1)), strips.items(), strict=True):
         keys = layers[0].layer.before.image_tokens
         values = np.stack([_shrink(row[keys] / max(row[keys].max(), 1e-30), LONGEST_STRIP) for row in rows])
@@ -70,7 +81,7 @@ def draw_in_scan_order(item: Named) -> Figure:
         keys = found.layer.before.image_tokens
         # Queries and keys count alike: the tokens on the image, without those of padding.
         queries = np.searchsorted(found.layer.after.image_tokens, found.queries)
-        _draw_matrix(axes, found.attention[:, keys], queries, len(queries) == len(keys))
+        _draw_matrix(axes, drawn_part(found.attention)[:, keys], queries, len(queries) == len(keys))
         axes.set_title(found.layer.name, loc="left", **TITLE)
     figure.suptitle(f"{item.name}: in the order in which the tokens are read", fontsize=9.5, x=0.01, ha="left")
     return figure

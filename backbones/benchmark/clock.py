@@ -125,7 +125,9 @@ def _synchronise(device: str) -> None:
 def _status(key: str) -> int:
     """A memory figure of this process in bytes, from Linux; 0 elsewhere."""
     with contextlib.suppress(OSError):
-        return int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        found = re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None, f"/proc/self/status has no {key}"
+        return int(found[1]) * 1024
     return 0
 
 

@@ -3,6 +3,8 @@
 import contextlib
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +41,14 @@ def backbone(options: Namespace) -> None:
 
 def peers(options: Namespace) -> None:
     """Our backbones beside timm's: forward, and a training step up to the gradients; in 16 bits under autocast."""
-    images, models = _images(options), {}
+    images = _images(options)
+    models: dict[str, tuple[Any, Callable]] = {}
     for name in options.families:
         net = FAMILIES[name](options.arch, **resolution_settings(options.image_size, 224))
         models[f"{name} {options.arch}"] = (net, lambda images, net=net: net(images)[-1])
     for title, name in PEERS.items():
-        net = _peer(name, options.image_size)
-        models[title] = (net, net.forward_features)
+        peer: Any = _peer(name, options.image_size)
+        models[title] = (peer, peer.forward_features)
     for net, _ in models.values():
         net.to(options.device)
     precision = "fp32" if options.dtype == torch.float32 else f"{options.dtype} under autocast"
@@ -96,6 +99,10 @@ def _training_step(net: nn.Module, run: Callable, images: Tensor, options: Names
     return step
 
 
+def _train(model: nn.Module, images: Tensor) -> None:
+    sum(m.mean() for m in model(images)).backward()
+
+
 def adapter(options: Namespace) -> None:
     """Training steps of a Mamba backbone through each adapter, and the adapters' parameters."""
     images = _images(options)
@@ -106,7 +113,7 @@ def adapter(options: Namespace) -> None:
         net = DefocusMamba(options.arch, out_indices=tap_indices(depth), **settings)
         model = AdaptedBackbone(net, kind.fit(net, out_channels=256)).to(options.device)
         millions[kind.__name__] = sum(p.numel() for p in model.adapter.parameters()) / 1e6
-        rows.append(Row(kind.__name__, lambda model=model: sum(m.mean() for m in model(images)).backward()))
+        rows.append(Row(kind.__name__, partial(_train, model, images)))
     measure(rows, options.repeats, options.device)
     title = f"Mamba {options.arch}, training step, {options.batch} × {options.image_size}², fp32"
     print(table(title, rows, rows[0].name))

@@ -1,8 +1,9 @@
 """Benchmarks of single operations: backends against each other, attention against torch's, growth with the sequence."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def _leaves(case: Case, size: Size, options: Namespace) -> dict[str, Tensor]:
     }
 
 
-def _heads(options: Namespace, operation: str, length: int, value_dims: int) -> Mapping[str, Tensor]:
+def _heads(options: Namespace, operation: str, length: int, value_dims: int) -> dict[str, Any]:
     size = dict(b=options.batch, l=length, h=12, k=64, v=value_dims)
     return {name: x.detach() for name, x in _leaves(CASES[operation], size, options).items()}
 

@@ -178,7 +178,7 @@ def describe_backbone(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[
         show.
     """
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-    sizes = dict(embed_dims=shapes["cls_token"][-1], depth=depth)
+    sizes: dict[str, int | float] = dict(embed_dims=shapes["cls_token"][-1], depth=depth)
     block = {name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
     if {"mixer.A_log", "mixer.dt_proj.weight", "mixer.conv1d.weight"} <= block.keys():
         inner, states = block["mixer.A_log"]
@@ -221,7 +221,7 @@ def select_head_classes(weights: Mapping[str, Tensor], rows: Sequence[int]) -> d
     """
     if not rows:
         raise CheckpointError("the class map is empty: it needs a row of the head for each class")
-    last = {}
+    last: dict[str, set[int]] = {}
     for name in weights:
         match = re.match(r"(head\d*)\.(?:(\d+)\.)?(?:weight|bias)$", name)
         if match:

@@ -108,7 +108,7 @@ def _read_folder(path: Path) -> dict:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index} does not say which files hold the weights ({error}): copy it again") from error
-    content = {}
+    content: dict = {}
     for name in names:
         # A file of the folder, whatever the index says.
         content |= read_checkpoint(path / Path(name).name)

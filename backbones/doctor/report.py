@@ -66,7 +66,7 @@ def _findings(diagnosis: Diagnosis) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return plain_table(head, (map(_cell, row) for row in rows))
+    return plain_table(head, ([_cell(cell) for cell in row] for row in rows))
 
 
 def _cell(text: str) -> str:
@@ -80,7 +80,7 @@ def _choice(choice: Choice) -> Sequence[str]:
 
 
 def _check(check: Check) -> Sequence[str]:
-    if check.failure:
+    if check.failure or check.error is None:
         error = f"**raised** {check.failure}"
     else:
         error = f"{check.error:.1e}, {check.worst}"
@@ -94,7 +94,7 @@ def _check(check: Check) -> Sequence[str]:
 
 def _speed(record: Speed, speeds: Sequence[Speed]) -> Sequence[str]:
     where = (record.operation, record.device, record.backend, record.size, record.dtype)
-    if record.both is None:
+    if record.both is None or record.forward is None or record.peak_bytes is None:
         return *where, f"**raised** {record.failure}", "", "", ""
     rivals = [
         other.both

@@ -52,7 +52,11 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def check(
-    network: Exportable, run: Runner, sizes: Sequence[tuple[int, int, int]], tolerance: float, tick: Callable[[], None]
+    network: Exportable,
+    run: Runner,
+    sizes: Sequence[tuple[int, int, int]],
+    tolerance: float,
+    tick: Callable[[], object],
 ) -> list[Checked]:
     """Compares an export with the network on images of several sizes.
 
@@ -91,7 +95,7 @@ def _check_size(network: Exportable, run: Runner, size: tuple[int, int, int], to
             found[i] = difference(a, b)
         except ExportError as error:
             raise ExportError(f"output {name} on images of {where}: {error}") from None
-    worst = max(found, key=found.get)
+    worst = max(found, key=found.__getitem__)
     if found[worst] <= tolerance:
         return Checked(size, found[worst])
     truth = _run(copy.deepcopy(network.model).double(), images.double())

@@ -80,7 +80,7 @@ class Exportable:
             (1, 384, 640),
             (1, 1024, 1024),
         ]
-        return sizes if self.batch is None else [(self.batch, *sides) for _, *sides in sizes]
+        return sizes if self.batch is None else [(self.batch, height, width) for _, height, width in sizes]
 
 
 def patch_of(model: nn.Module) -> int:

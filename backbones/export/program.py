@@ -1,6 +1,7 @@
 """A network as a program of PyTorch's operators, for images of any size: `torch.export`, and AOTInductor's packages."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple) -> torch
         dynamic: Of each input, its dynamic dimensions, nested as `forward` takes them.
     """
     # Without it a program would refuse, or take for another case, a size of one: one image, one row of tokens.
-    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    settings: Any = torch.fx.experimental._config
+    with torch.no_grad(), settings.patch(backed_size_oblivious=True):
         return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
 
 

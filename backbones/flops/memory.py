@@ -70,7 +70,8 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
         # The storages themselves, so that none gets the name of one that is gone.
         self._seen = {_key(x): x.untyped_storage() for x in held}
 
-    def __enter__(self) -> "KeptForBackward":
+    # Its base gives nothing, though it is a context like any other.
+    def __enter__(self) -> "KeptForBackward":  # type: ignore[override]
         super().__enter__()
         return self
 

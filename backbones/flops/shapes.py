@@ -9,6 +9,7 @@ detector is counted at the most proposals and detections that its configuration 
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -128,7 +129,7 @@ def _all_boxes(boxes: Tensor, *_, **__) -> Tensor:
     return boxes.new_empty(len(boxes), dtype=torch.long)
 
 
-_ANSWERS = {
+_ANSWERS: dict[str, Any] = {
     "aten::_local_scalar_dense": _scalar,
     "aten::equal": lambda x, y: True,
     "aten::nonzero": _all_true,

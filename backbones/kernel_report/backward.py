@@ -9,7 +9,7 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -20,7 +20,7 @@ from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
 @contextlib.contextmanager
 def followed() -> Iterator[None]:
     """A context for forward, so that `gradients` can do without the engine afterwards."""
-    apply, materialize = Function.apply.__func__, FunctionCtx.set_materialize_grads
+    apply, materialize = cast(Any, Function.apply).__func__, FunctionCtx.set_materialize_grads
 
     def remember(context, value):
         materialize(context, value)
@@ -32,7 +32,7 @@ def followed() -> Iterator[None]:
         outputs = [x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor)]
         differentiable = next((x for x in outputs if isinstance(x.grad_fn, BackwardCFunction)), None)
         if differentiable is not None:
-            node = differentiable.grad_fn
+            node: Any = differentiable.grad_fn
             node.outputs = [(tuple(x.shape), x.dtype, x.device) for x in outputs]
             node.from_tensor = [isinstance(x, Tensor) for x in args]
             # A node written in Python lives as long as a node that leads to it; this one is there for that alone.
@@ -52,7 +52,9 @@ def gradients(out: Tensor) -> list[Tensor]:
 
     What forward kept is let go on the way if nobody but the caller's call holds ``out``.
     """
-    root, slot, grad = out.grad_fn, out.output_nr, torch.ones_like(out)
+    # Nodes of the graph, those of Python among them, have attributes that their types do not tell.
+    root: Any = out.grad_fn
+    slot, grad = out.output_nr, torch.ones_like(out)
     # Its memory stays, as a loss would, without the graph.
     out = out.detach()
     waiting = _edges(root)
@@ -69,9 +71,9 @@ def gradients(out: Tensor) -> list[Tensor]:
             if hasattr(node, "variable"):
                 found[node.variable] = given.pop(node)[0]
                 continue
-            results = _call(node, given.pop(node, {}))
+            results = [*_call(node, given.pop(node, {}))]
             for following, slot in node.next_functions:
-                result, *results = results
+                result = results.pop(0)
                 if following is None:
                     continue
                 if result is not None:
@@ -81,14 +83,15 @@ def gradients(out: Tensor) -> list[Tensor]:
                     del waiting[following]
                     heapq.heappush(ready, (-following._sequence_nr(), next(number), following))
             if isinstance(node, BackwardCFunction):
-                del node.owner
+                del cast(Any, node).owner
             del node, results, following, result
     return list(found.values())
 
 
 def _edges(root: Any) -> Counter:
     """How many nodes lead to each one."""
-    count, stack, seen = Counter(), [root], {root}
+    count: Counter = Counter()
+    stack, seen = [root], {root}
     while stack:
         for following, _ in stack.pop().next_functions:
             if following is not None:

@@ -86,7 +86,8 @@ def _sizes(log: str) -> tuple[int, int, int, int]:
     frame, registers = _FRAME.search(log), _REGISTERS.search(log)
     if frame is None or registers is None:
         raise RuntimeError(f"ptxas -v says nothing of registers and spills: {log}")
-    return (*map(int, frame.groups()), int(registers[1]))
+    bytes_of_frame, stores, loads = map(int, frame.groups())
+    return bytes_of_frame, stores, loads, int(registers[1])
 
 
 def _kept(compiled: Any, name: str, make: Callable[[], str]) -> str:

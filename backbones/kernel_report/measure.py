@@ -156,7 +156,8 @@ def _rounds(found, blocks, visits, on_data):
         counted = sum((blocks[i].kinds for i in own), start=type(blocks[0].kinds)())
         heaviest = max(own, key=lambda i: blocks[i].kinds["all"])
         candidates.append((counted, visits[heaviest], not on_data.isdisjoint(own)))
-    matches, position = [], 0
+    matches: list[tuple[int, int] | None] = []
+    position = 0
     for loop in found:
         kinds = sass.kinds(loop.own)
         options = [

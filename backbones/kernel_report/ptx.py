@@ -102,7 +102,10 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
 
 
 def counts(
-    blocks: list[Block], values: Mapping[str, int], programs: Sequence[tuple[int, ...]], grid: tuple[int, ...]
+    blocks: Sequence[Block],
+    values: Mapping[str, int | float],
+    programs: Sequence[tuple[int, ...]],
+    grid: tuple[int, ...],
 ) -> tuple[list[float], set[int]]:
     """How often a thread goes through each block, in the mean of some programs, and which ones would lead back on data.
 
@@ -155,7 +158,7 @@ def _visits(code, at, values, on_data, known):
     return visits
 
 
-def _decisive(blocks: list[Block]) -> list[list[tuple]]:
+def _decisive(blocks: Sequence[Block]) -> list[list[tuple]]:
     """The instructions that decide a branch, directly or not, and the branches."""
     writers: dict[str, list[tuple]] = {}
     for block in blocks:

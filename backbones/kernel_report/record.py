@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -132,7 +132,7 @@ class _Pointer:
     def __init__(self, x: Tensor, number: int):
         self.dtype = x.dtype
         # Memory as a GPU hands it out starts at a multiple of 512 bytes.
-        self._address = (number + 1) * 2**32 + x.storage_offset() * x.element_size()
+        self._address = (number + 1) * 2**32 + int(x.storage_offset()) * x.element_size()
 
     def data_ptr(self) -> int:
         return self._address
@@ -313,7 +313,7 @@ def _is_view(func) -> bool:
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
-def _products(packet) -> Callable[..., int] | None:
+def _products(packet) -> Any:
     """The formula of a matrix product: torch's own, or of one that comes whole from within an operator of ours."""
     return _WHOLE.get(packet) or flop_registry.get(packet)
 

@@ -56,7 +56,8 @@ def _stand_ins(recorder: Recorder) -> dict[str, ModuleType]:
             grad = grad if grad.stride(-1) == 1 else grad.contiguous()
             du, ddelta = torch.empty_like(u), torch.empty_like(delta)
             # Atomics add to fp32, which has to be zero before.
-            dA, dB, dC = torch.zeros_like(A), *(torch.zeros_like(x, dtype=torch.float32) for x in (B, C))
+            dA = torch.zeros_like(A)
+            dB, dC = (torch.zeros_like(x, dtype=torch.float32) for x in (B, C))
             moved = [grad, u, delta, A, B, C, states, du, ddelta, dA, dB, dC]
             recorder.step("mamba_ssm backward", moved, _work(_BACKWARD, b, d, l, n))
             return du, ddelta, dA, dB.to(B.dtype), dC.to(C.dtype)
@@ -81,9 +82,9 @@ def _stand_ins(recorder: Recorder) -> dict[str, ModuleType]:
         return Work(_CONVOLUTION[direction] * x.numel() / 32, registers=64, cycles=4.0, exponentials=x.numel())
 
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
-    interface.selective_scan_fn = lambda *args: Scan.apply(*args)
+    vars(interface)["selective_scan_fn"] = lambda *args: Scan.apply(*args)
     convolution = ModuleType("causal_conv1d")
-    convolution.causal_conv1d_fn = lambda x, weight, bias, activation: Convolution.apply(x, weight, bias)
+    vars(convolution)["causal_conv1d_fn"] = lambda x, weight, bias, activation: Convolution.apply(x, weight, bias)
     folders = (ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops", "selective_scan_cuda"))
     modules = {module.__name__: module for module in (*folders, interface, convolution)}
     for module in modules.values():

@@ -129,7 +129,7 @@ def _kernels(card: Card, measured: dict[str, Measured], recorded: list[tuple]) -
 
 def _labels(launches: Sequence[Launch]) -> list[str]:
     """Names, with the constants that tell two versions of a kernel apart."""
-    versions = defaultdict(list)
+    versions: dict[str, list] = defaultdict(list)
     for launch in launches:
         if launch.constants not in versions[launch.name]:
             versions[launch.name].append(launch.constants)

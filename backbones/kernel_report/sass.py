@@ -82,7 +82,9 @@ def parse(text: str) -> list[Instruction]:
         if not found:
             continue
         address, operation, operands, _ = found.groups()
-        control = int(_SECOND.match(following)[1], 16)
+        second = _SECOND.match(following)
+        assert second is not None, following
+        control = int(second[1], 16)
         target = re.search(r"0x([\da-f]+)\s*$", operands) if operation.startswith("BRA") else None
         counter = (control >> 46) & 7, (control >> 49) & 7
         code.append(

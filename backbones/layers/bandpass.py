@@ -62,6 +62,9 @@ class Bandpass(nn.Module):
         ValueError: Another ``decay`` or ``phase``.
     """
 
+    log_rate: Tensor
+    freq: Tensor
+
     def __init__(self, heads: int, head_dims: int, decay: str = "learned", phase: str = "learned"):
         super().__init__()
         set_filter(self, "decay", decay, "log_rate", initial_log_rate(heads), absent=-math.inf)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class MambaMixer(nn.Module):
         phase: What becomes of θ: "learned", "fixed" at its initial values, or "none" (θ = 0).
     """
 
+    A_log: Tensor
+    freq: Tensor
+
     def __init__(
         self,
         arch: MambaArch,
@@ -92,6 +95,7 @@ class MambaMixer(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
         # Depthwise: each output channel sees as many inputs as there are taps.
         nn.init.normal_(self.conv1d.weight, std=math.sqrt(2.0 / self.arch.conv_kernel))
+        assert self.conv1d.bias is not None
         nn.init.zeros_(self.conv1d.bias)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         step = torch.linspace(math.log(1e-3), math.log(1e-1), self.arch.inner_dims).exp().clamp_min(1e-4)
@@ -101,16 +105,19 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes `(b, l, embed_dims)` along l, causally."""
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        sizes = dict(
+        sizes: dict[str, Any] = dict(
             rope_scale=self.rope_scale, delta_scale=self.delta_scale, norm_group_dims=self.arch.norm_group_dims
         )
+        assert self.conv1d.bias is not None
         xz, convolution = self.in_proj(x), (self.conv1d.weight, self.conv1d.bias)
         if _is_plain(self.x_proj) and _is_plain(self.dt_proj):
             steps = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
             return self.out_proj(mamba_inner(xz, *convolution, *steps, A, self.D, self.freq, **sizes))
         # LoRA, quantization and hooks want to be called; the projection then adds its bias itself.
-        steps = (self.x_proj, self.dt_proj, torch.zeros_like(self.D))
-        return self.out_proj(mamba_inner_by_calls(xz, *convolution, *steps, A, self.D, self.freq, **sizes))
+        no_bias = torch.zeros_like(self.D)
+        return self.out_proj(
+            mamba_inner_by_calls(xz, *convolution, self.x_proj, self.dt_proj, no_bias, A, self.D, self.freq, **sizes)
+        )
 
 
 def _is_plain(linear: nn.Module) -> bool:

@@ -140,7 +140,7 @@ class Operation:
             return name
         if exporting:
             return next(name for name in _EXPORTED if name in self.backends)
-        refusals = []
+        refusals: list[str] = []
         for backend in self.backends.values():
             if not backend.automatic:
                 continue
@@ -184,8 +184,8 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
 # Tracing keeps the answer as a constant, so that a compiled graph neither reads the environment nor logs. That is
 # why it takes the operation by name, and asks here whether there is an export: what is traced is always told so.
 @torch.compiler.assume_constant_result
-def _select(operation: str, device_type: str, requested: str | None) -> str:
-    operation = _operations[operation]
+def _select(name: str, device_type: str, requested: str | None) -> str:
+    operation = _operations[name]
     key = (device_type, requested, is_exporting(), os.environ.get(operation.environment) or None)
     if key not in operation._selected:
         operation._selected[key] = operation._choose(*key)

@@ -86,7 +86,8 @@ def _ask(index: int) -> Gpu:
         capability=10 * found.major + found.minor,
         multiprocessors=found.multi_processor_count,
         l2_bytes=found.L2_cache_size,
-        registers=found.regs_per_multiprocessor,
+        # torch's stubs do not know of it.
+        registers=found.regs_per_multiprocessor,  # type: ignore[attr-defined]
         # Older releases of torch do not say; no GPU that Triton serves has less.
         shared_bytes=getattr(found, "shared_memory_per_multiprocessor", 2**16),
         warps=found.max_threads_per_multi_processor // found.warp_size,

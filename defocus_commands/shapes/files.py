@@ -44,7 +44,9 @@ def write_split(root: Path, split: str, count: int, size: int, seed: int, pool: 
     write_image = partial(_write_image, root, split, size, seed)
     indices = range(1, count + 1)
     records = pool.imap(write_image, indices, chunksize=8) if pool else map(write_image, indices)
-    images, annotations, panoptic = [], [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
+    panoptic: list[dict] = []
     for image, instances, segments in with_progress(records, count, split):
         images.append(image)
         annotations.extend({"id": i, **record} for i, record in enumerate(instances, len(annotations) + 1))

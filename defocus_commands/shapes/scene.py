@@ -48,7 +48,8 @@ def draw_sample(split: str, index: int, size: int, seed: int) -> Sample:
 
     canvas = draw_background(rng, height, width)
     instance_map = np.zeros((height, width), np.uint8)
-    category_ids, full_areas = [], []
+    category_ids: list[int] = []
+    full_areas: list[int] = []
     wanted = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     attempts = 0
     while len(category_ids) < wanted and (attempts < 10 * wanted or len(category_ids) < MIN_OBJECTS):

@@ -32,7 +32,8 @@ def prepare(request: Request, truth: Truth) -> Content:
         InputError: An image has no text file, or two; a line is not what the board takes; a mask is missing, broken,
             used twice, or of another size than its image. Masks are looked at while they are written.
     """
-    wanted = {frame_of(Path(record["file_name"]).stem): record for record in truth.images.values()}
+    stems = [(Path(record["file_name"]).stem, record) for record in truth.images.values()]
+    wanted = {frame_of(stem) or stem: record for stem, record in stems}
     files, strangers = find_text_files(request.predictions, wanted)
     content = Content(task="instances")
     if strangers:
@@ -83,7 +84,8 @@ def _check_used_once(lines: list[Line]) -> None:
 
 def _members(request: Request, answers: dict[str, list[Line]], wanted: dict, content: Content) -> Iterator[Member]:
     for frame, lines in with_progress(answers.items(), len(answers), "packing masks"):
-        image, text = wanted[frame], []
+        image = wanted[frame]
+        text: list[str] = []
         for line in lines:
             label = line.label
             if request.labels == "train":

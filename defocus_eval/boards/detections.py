@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +37,10 @@ class Detections(NamedTuple):
 
     entries: list[dict]
     task: str
-    where: Sequence[str]
+    where: _Places
 
 
-class _Places(Sequence):
+class _Places:
     """Places of entries, made into words where one is wanted."""
 
     def __init__(self, predictions: Predictions, task: str):

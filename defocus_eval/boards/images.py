@@ -13,6 +13,7 @@ from defocus_eval.formats import Truth, read_truth
 from defocus_eval.formats.cityscapes import frame_of
 from defocus_eval.formats.coco import check_lists
 from defocus_eval.formats.files import image_size, read_json
+from defocus_eval.formats.records import TruthKind
 
 _PHOTOGRAPHS = ("*.jpg", "*.jpeg", "*.JPEG", "*_leftImg8bit.png")
 _KINDS = {
@@ -89,7 +90,8 @@ def _read(path: Path, board: Board) -> Truth:
         width, height = image_size(file)
         images[image_id] = {"id": image_id, "file_name": file.name, "width": width, "height": height}
         files[image_id] = file
-    kind = board.name if board.name in ("ade20k", "cityscapes") else "semantic"
+    kinds: dict[str, TruthKind] = {"ade20k": "ade20k", "cityscapes": "cityscapes"}
+    kind = kinds.get(board.name, "semantic")
     return Truth(kind, path, {"images": list(images.values()), "categories": []}, {}, images, path, files)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from defocus_eval.errors import InputError
 
@@ -61,14 +61,16 @@ class Board:
         return f"{self.title}, as last known in {self.seen}: {self.state}."
 
 
-_COCO = dict(kind="detections", package="detections_{split}_{method}_results", rehearsal="val2017", per_image=100)
+_COCO: dict[str, Any] = dict(
+    kind="detections", package="detections_{split}_{method}_results", rehearsal="val2017", per_image=100
+)
 _BOXES_OR_MASKS = ("bbox", "segm")
-_LVIS = dict(kind="detections", split="test-dev", rehearsal="val", images=19822, tasks=("segm",))
+_LVIS: dict[str, Any] = dict(kind="detections", split="test-dev", rehearsal="val", images=19822, tasks=("segm",))
 _EVALAI = (
     "EvalAI challenge 1114 is listed; whether it still scores could not be confirmed (Cloud-CV/EvalAI #4305 tells of "
     "submissions that never ended)"
 )
-_CITYSCAPES = dict(split="test", rehearsal="val", images=1525, size=(2048, 1024))
+_CITYSCAPES: dict[str, Any] = dict(split="test", rehearsal="val", images=1525, size=(2048, 1024))
 _CITYSCAPES_STATE = "its server is up, which could not be confirmed by a submission; an account is needed"
 
 BOARDS = {

@@ -53,7 +53,7 @@ def read_truth(
     Raises:
         InputError: The file is missing, broken or of no known kind.
     """
-    path, folder = Path(path), folder and Path(folder)
+    path, folder = Path(path), Path(folder) if folder else None
     if path.is_dir():
         return label_maps.read_truth_folder(path, classes, ignore_label)
     cure = "give the annotations that the predictions were made for"
@@ -84,7 +84,7 @@ def read_predictions(path: str | Path, truth: Truth, folder: str | Path | None =
     Raises:
         InputError: The file is missing, broken, of no known kind, or does not belong to ``truth``.
     """
-    path, folder = Path(path), folder and Path(folder)
+    path, folder = Path(path), Path(folder) if folder else None
     if path.is_dir():
         if not truth.files or truth.kind == "panoptic":
             raise InputError(

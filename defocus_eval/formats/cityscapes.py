@@ -50,7 +50,8 @@ _UNSCORED = {"parking", "rail track", "guard rail", "bridge", "tunnel", "polegro
 
 
 def _make_labels() -> tuple[Label, ...]:
-    labels, train_id = [], 0
+    labels: list[Label] = []
+    train_id = 0
     for category, names in _CATEGORIES.items():
         for name in names.split(", "):
             counts = category != "void" and name not in _UNSCORED

@@ -47,7 +47,7 @@ def find_text_files(folder: Path, frames: Collection[str]) -> tuple[dict[str, Pa
     strangers = []
     for file in sorted(folder.rglob("*.txt")):
         frame = frame_of(file.stem)
-        if frame not in frames:
+        if frame is None or frame not in frames:
             strangers.append(file)
         elif frame in found:
             raise InputError(f"{found[frame]} and {file} both answer {frame}; keep one of them")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
-from defocus_eval.formats.records import Predictions, Truth
+from defocus_eval.formats.records import Predictions, Task, Truth
 
+# What a file of results may answer, in the order of a report.
+OBJECT_TASKS: tuple[Task, ...] = ("bbox", "segm")
 # Keys of an entry in the order in which each trainer writes them.
 WRITERS = {
     ("image_id", "bbox", "score", "category_id"): "mmdet",
@@ -104,7 +107,8 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
         if all("bbox" in content[index] for index in masks):
             box_areas = _boxes(path, content, masks)[:, 2:].prod(1)
     _boxes(path, content, boxes)
-    entries, numbers = {}, {}
+    entries: dict[str, list[dict]] = {}
+    numbers: dict[str, Callable] = {}
     if boxes:
         chosen = content if len(boxes) == len(content) else [content[index] for index in boxes]
         entries["bbox"] = [_without(entry, "segmentation") for entry in chosen] if masks else chosen
@@ -113,7 +117,8 @@ def read_results(path: Path, content: list[dict], truth: Truth) -> Predictions:
         entries["segm"], mended = _masks(path, content, masks, truth)
         numbers["segm"] = _numbering(path, masks)
         notes += mended
-    return Predictions(tuple(entries), writer, path, entries, numbers=numbers, notes=tuple(notes), box_areas=box_areas)
+    kind = tuple(task for task in OBJECT_TASKS if task in entries)
+    return Predictions(kind, writer, path, entries, numbers=numbers, notes=tuple(notes), box_areas=box_areas)
 
 
 def _numbering(path: Path, indices: list[int]) -> Callable[[int], str]:
@@ -135,8 +140,8 @@ def _check_keys(path: Path, content: list, orders: set[tuple]) -> None:
     wrong = {order: absent for order in orders if (absent := _absent(order))}
     if wrong:
         number, order = next((n, tuple(entry)) for n, entry in enumerate(content, 1) if tuple(entry) in wrong)
-        absent = ", ".join(wrong[order])
-        raise InputError(f"{path} is not a COCO results file: entry {number} has no {absent}; {cure}")
+        names = ", ".join(wrong[order])
+        raise InputError(f"{path} is not a COCO results file: entry {number} has no {names}; {cure}")
 
 
 def _absent(keys: tuple) -> list[str]:
@@ -227,7 +232,7 @@ def _masks(path: Path, content: list[dict], masks: list[int], truth: Truth) -> t
     return entries, []
 
 
-def _compress(mask: object, size: tuple[int, int], where: str) -> dict:
+def _compress(mask: Any, size: tuple[int, int], where: str) -> dict:
     try:
         if isinstance(mask, dict):
             if sum(mask["counts"]) != size[0] * size[1] or any(count < 0 for count in mask["counts"]):

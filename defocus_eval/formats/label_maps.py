@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from defocus_eval.errors import InputError
 from defocus_eval.formats import cityscapes
 from defocus_eval.formats.files import image_size, read_label_map
-from defocus_eval.formats.records import Predictions, Truth
+from defocus_eval.formats.records import Predictions, Truth, TruthKind
 
 CITYSCAPES_SUFFIX = "_gtFine_labelIds"
 CITYSCAPES_TRAIN_SUFFIX = "_gtFine_labelTrainIds"
@@ -35,18 +35,20 @@ def read_truth_folder(path: Path, classes: Sequence[str] | None = None, ignore_l
     found = sorted(path.rglob("*.png"))
     if not found:
         raise InputError(f"{path} holds no PNG files; give the folder of the label maps of the ground truth")
-    kind, notes = "semantic", ()
+    kind: TruthKind = "semantic"
+    notes: tuple[str, ...] = ()
+    not_counted: int | None = ignore_label
     frames = [file for file in found if file.stem.endswith(CITYSCAPES_SUFFIX)]
     if frames:
-        kind, found, ignore_label = "cityscapes", frames, None
+        kind, found, not_counted = "cityscapes", frames, None
         categories = {label.id: label.name for label in cityscapes.LABELS if label.counts}
     elif any(file.stem.endswith(CITYSCAPES_TRAIN_SUFFIX) for file in found):
         found = [file for file in found if file.stem.endswith(CITYSCAPES_TRAIN_SUFFIX)]
         categories = {label.train_id: label.name for label in cityscapes.LABELS if label.counts}
-        ignore_label = cityscapes.IGNORED
+        not_counted = cityscapes.IGNORED
         notes = (f"{path} holds train ids of Cityscapes; its board scores label ids (*{CITYSCAPES_SUFFIX}.png)",)
     elif all(file.name.startswith(ADE20K_PREFIX) for file in found):
-        kind, ignore_label = "ade20k", 0
+        kind, not_counted = "ade20k", 0
         names = classes or [str(label) for label in range(1, ADE20K_CLASSES + 1)]
         if len(names) != ADE20K_CLASSES:
             raise InputError(f"ADE20K has {ADE20K_CLASSES} classes, {len(names)} names were given; name each of them")
@@ -63,7 +65,7 @@ def read_truth_folder(path: Path, classes: Sequence[str] | None = None, ignore_l
         "images": list(images.values()),
         "categories": [{"id": label, "name": name} for label, name in categories.items()],
     }
-    return Truth(kind, path, data, categories, images, path, files, ignore_label, notes)
+    return Truth(kind, path, data, categories, images, path, files, not_counted, notes)
 
 
 def read_prediction_folder(path: Path, truth: Truth) -> Predictions:
@@ -93,7 +95,7 @@ def read_prediction_folder(path: Path, truth: Truth) -> Predictions:
                 f"{file} is {width}×{height}, its ground truth {record['width']}×{record['height']}; "
                 "write predictions at the size of the ground truth"
             )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if strangers:
         notes = (f"{len(strangers)} PNGs belong to no image of the ground truth and were left out: {strangers[0]} …",)
     return Predictions(("semantic",), "mmseg", path, folder=path, files=files, notes=notes)
@@ -161,7 +163,7 @@ def _key(stem: str) -> str:
     return cityscapes.frame_of(stem) or stem
 
 
-def _images_by_key(images: dict[int, dict], path: Path) -> dict[str, int]:
+def _images_by_key(images: Mapping[int, dict], path: Path) -> dict[str, int]:
     """Image id by the part of its name that predictions share."""
     found: dict[str, int] = {}
     for image_id, record in images.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from defocus_eval.errors import InputError
@@ -90,7 +91,7 @@ def _writer(annotations: list[dict]) -> str:
 
 
 def _check_annotations(
-    path: Path, annotations: list[dict], images: dict, categories: dict, segment_keys: tuple[str, ...]
+    path: Path, annotations: list[dict], images: Mapping, categories: Mapping, segment_keys: tuple[str, ...]
 ) -> None:
     seen = set()
     for number, annotation in enumerate(annotations, 1):

@@ -110,7 +110,8 @@ def _losses(runs: Sequence[Run], names: Sequence[str]) -> Chart | None:
 def _evaluations(runs: Sequence[Run], names: Sequence[str]) -> Chart | None:
     by_epoch = all(e.epoch is not None for run in runs for e in run.evaluations)
     unit = "epoch" if by_epoch else "iteration"
-    series, best = [], []
+    series: list[dict[str, Any]] = []
+    best = []
     for number, (run, name) in enumerate(zip(runs, names)):
         for metric, title in METRICS.items():
             points = [(getattr(e, unit), e.scores[metric]) for e in run.evaluations if metric in e.scores]

@@ -93,7 +93,7 @@ def build_gallery(
     files = pictures.find_images(images, {image_id: truth.images[image_id] for image_id in wanted})
     colors = category_colors(truth.categories)
     index = {category_id: number for number, category_id in enumerate(truth.categories)}
-    common = {
+    common: dict[str, Any] = {
         "names": list(truth.categories.values()),
         "colors": [colors[category_id] for category_id in truth.categories],
         "runs": list(names),
@@ -153,7 +153,7 @@ def _objects_maker(truth: Truth, runs: Sequence[Predictions], index: Mapping[int
         record = truth.images[image_id]
         true = true_by_image[image_id]
         codes = [_code(annotation, record) for annotation in true] if part == "segm" else None
-        drawn = [_object(annotation, code, item, index) for annotation, code in zip(true, codes or [None] * len(true))]
+        drawn = [_object(annotation, codes[row] if codes else None, item, index) for row, annotation in enumerate(true)]
         for target, annotation in zip(drawn, true):
             if annotation.get("iscrowd"):
                 target["crowd"] = True

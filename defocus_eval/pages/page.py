@@ -78,7 +78,7 @@ def write_page(question: Question, out: str | Path, command: Sequence[str]) -> d
     about = evaluations[-1]["about"]
     tasks = [task for task in TITLES if all(task in evaluation for evaluation in evaluations)]
     parts = [build_part(task, [evaluation[task] for evaluation in evaluations], names, about) for task in tasks]
-    shown = _gallery(question, tasks, evaluations) if question.images else None
+    shown = _gallery(question, tasks, evaluations)
     curves, sentence = charts.training(logs, names)
     page = {
         "title": question.title or names[-1],
@@ -103,7 +103,7 @@ def write_page(question: Question, out: str | Path, command: Sequence[str]) -> d
 
 
 def _evaluate(question: Question) -> list[dict[str, Any]]:
-    common = {
+    common: dict[str, Any] = {
         "annotations_folder": question.annotations_folder,
         "classes": question.classes,
         "ignore_label": question.ignore_label,
@@ -113,7 +113,7 @@ def _evaluate(question: Question) -> list[dict[str, Any]]:
     found = []
     for other, folder in zip(before, folders):
         found.append(evaluate(other.predictions, question.annotations, samples=0, predictions_folder=folder, **common))
-    against = {"against": before[0].predictions, "against_folder": folders[0]} if before else {}
+    against: dict[str, Any] = {"against": before[0].predictions, "against_folder": folders[0]} if before else {}
     found.append(
         evaluate(
             run.predictions,
@@ -129,7 +129,7 @@ def _evaluate(question: Question) -> list[dict[str, Any]]:
 
 def _gallery(question: Question, tasks: Sequence[str], evaluations: Sequence[dict]) -> dict[str, Any] | None:
     task = next((task for task in GALLERY_TASKS if task in tasks), None)
-    if task is None:
+    if task is None or question.images is None:
         return None
     truth = _truth(question, evaluations[-1][task])
     folders = list(question.folders)

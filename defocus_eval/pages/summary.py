@@ -188,8 +188,8 @@ def _by_score(task: str, results: Sequence[Mapping], names: Sequence[str]) -> li
 
 
 def _calibration(task: str, results: Sequence[Mapping], names: Sequence[str]) -> list[Chart]:
-    found = [result.get("calibration") for result in results]
-    if not all(found):
+    found = [result["calibration"] for result in results if result.get("calibration")]
+    if len(found) < len(results):
         return []
     series, words = [], []
     for entry, name, color in zip(found, names, RUN_COLORS):
@@ -272,7 +272,7 @@ def _row(name: str, index: int, row: Sequence[int]) -> dict[str, Any]:
 
 
 def _largest(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {"object": labels[i], "taken_for": labels[j], "count": amount, "share": amount / sum(row)}
         for i, row in enumerate(matrix)
         for j, amount in enumerate(row)
@@ -334,7 +334,7 @@ def _is_scored(value: float | None) -> bool:
 
 
 def _number(value: float | None, is_share: bool, meter: bool) -> Cell:
-    if not _is_scored(value):
+    if value is None or not _is_scored(value):
         return Cell("", "–")
     if not is_share:
         return Cell(value, f"{value:,}")

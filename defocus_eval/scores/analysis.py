@@ -43,7 +43,7 @@ def of_classes(detection: Detection, weights: np.ndarray | None, level: float) -
     resampled = None if weights is None else detection.accumulated(weights, detection.most)
     present = detection.matches.objects.category[detection.matches.wanted[0]]
     objects = np.bincount(present, minlength=detection.matches.categories)
-    classes = {}
+    classes: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(class_names(detection)):
         precision = accumulated.precision[:, :, column, 0]
         averages = mean_of_defined(precision, 1)
@@ -158,7 +158,9 @@ def confusion(detection: Detection, score: float) -> dict[str, Any]:
 
 def curves(detection: Detection) -> dict[str, Any]:
     """Precision over recall, the mean of the classes; precision, recall and F1 over the score one cuts at."""
-    precision = detection.evaluator.eval["precision"][:, :, :, 0, -1]
+    arrays = detection.evaluator.eval
+    assert arrays is not None, "the library has accumulated nothing"
+    precision = arrays["precision"][:, :, :, 0, -1]
     defined = precision[:, :, (precision > -1).any((0, 1))]
     score, hit = _found_at(detection, slice(None))
     objects = int(detection.matches.wanted[0].sum())

@@ -58,7 +58,7 @@ def score_instances(predictions: Path, truth: Path) -> dict:
     Raises:
         InputError: There is no ground truth, or an image has no predictions, or broken ones.
     """
-    files = {frame_of(file.stem): file for file in sorted(truth.rglob(f"*{_SUFFIX}.png"))}
+    files = {frame_of(file.stem) or file.stem: file for file in sorted(truth.rglob(f"*{_SUFFIX}.png"))}
     if not files:
         raise InputError(f"{truth} holds no *{_SUFFIX}.png; give the folder gtFine of Cityscapes' ground truth")
     answers, _ = find_text_files(predictions, files)
@@ -111,9 +111,9 @@ def _match(label: int, predictions: list[tuple[float, np.ndarray]], objects: np.
     )
 
 
-def _average_precision(found: list[_Matches], threshold: float) -> float:
+def _average_precision(found: list[_Matches], threshold: float | np.floating) -> float:
     """Area below the curve of precision over recall; not a number without an object that counts."""
-    right, wrong, missed, objects = [], [], 0, 0
+    best, others, missed, objects = [], [], 0, 0
     for image in found:
         objects += np.count_nonzero(image.counts)
         hits = image.overlaps > threshold
@@ -122,14 +122,14 @@ def _average_precision(found: list[_Matches], threshold: float) -> float:
             if len(scores):
                 # The best of several is right, the others are wrong.
                 order = np.sort(scores)
-                right.append(order[-1:])
-                wrong.append(order[:-1])
+                best.append(order[-1:])
+                others.append(order[:-1])
             else:
                 missed += 1
-        wrong.append(image.scores[~hits.any(1) & (image.ignored <= threshold)])
+        others.append(image.scores[~hits.any(1) & (image.ignored <= threshold)])
     if not objects:
         return float("nan")
-    right, wrong = np.sort(np.concatenate([*right, []])), np.sort(np.concatenate([*wrong, []]))
+    right, wrong = np.sort(np.concatenate([*best, []])), np.sort(np.concatenate([*others, []]))
     if not len(right):
         return 0.0
     thresholds = np.unique(np.concatenate((right, wrong)))

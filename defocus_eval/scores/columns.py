@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -11,6 +11,9 @@ from defocus_eval.errors import InputError
 from defocus_eval.formats import Truth
 from defocus_eval.scores.boundary import boundary_iou
 from defocus_eval.scores.matching import THRESHOLDS, Objects, Overlaps
+
+# Boxes, `(n, 4)`, or run-length codes.
+Shapes: TypeAlias = "np.ndarray | list[dict]"
 
 
 class Columns:
@@ -27,7 +30,7 @@ class Columns:
         self._row = {image_id: row for row, image_id in enumerate(self.image_ids)}
         self._column = {category_id: column for column, category_id in enumerate(self.category_ids)}
 
-    def of_truth(self) -> tuple[Objects, Sequence]:
+    def of_truth(self) -> tuple[Objects, Shapes]:
         """Objects, and their boxes `(n, 4)` or masks.
 
         Raises:
@@ -48,10 +51,10 @@ class Columns:
         area = np.array([record["area"] for record in records], np.float64)
         return Objects(*self._where(records), area, np.zeros(len(records)), crowd, ignored), self._shapes(records)
 
-    def of_results(self, entries: list[dict]) -> tuple[Objects, Sequence]:
+    def of_results(self, entries: list[dict]) -> tuple[Objects, Shapes]:
         """Detections, and their boxes `(n, 4)` or masks."""
         shapes = self._shapes(entries)
-        if self.task == "bbox":
+        if isinstance(shapes, np.ndarray):
             area = shapes[:, 2] * shapes[:, 3]
         else:
             # One by one: pycocotools 2.0.11 takes no more than 255 at once.
@@ -64,17 +67,18 @@ class Columns:
         image = np.array([self._row[record["image_id"]] for record in records], np.int64)
         return image, np.array([self._column[record["category_id"]] for record in records], np.int64)
 
-    def _shapes(self, records: list[dict]) -> Sequence:
+    def _shapes(self, records: list[dict]) -> Shapes:
         if self.task == "bbox":
             return np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
         images = self.truth.images
         return [run_lengths(record["segmentation"], images[record["image_id"]]) for record in records]
 
-    def overlaps(self, found: Sequence, objects: Sequence, crowd: np.ndarray) -> Overlaps:
+    def overlaps(self, found: Shapes, objects: Shapes, crowd: np.ndarray) -> Overlaps:
         """IoU of chosen rows of detections and objects, as the task measures it."""
 
-        def boxes(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-            return coco_mask.iou(found[rows], objects[targets], crowd[targets])
+        if isinstance(found, np.ndarray) and isinstance(objects, np.ndarray):
+            boxes, true_boxes = found, objects
+            return lambda rows, targets: coco_mask.iou(boxes[rows], true_boxes[targets], crowd[targets])
 
         def masks(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
             first, second = [found[row] for row in rows], [objects[target] for target in targets]
@@ -82,7 +86,7 @@ class Columns:
                 return coco_mask.iou(first, second, crowd[targets])
             return boundary_iou(first, second, crowd[targets], THRESHOLDS[0])
 
-        return boxes if self.task == "bbox" else masks
+        return masks
 
     def federation(self, found: Objects) -> tuple[np.ndarray, np.ndarray]:
         """LVIS' rule: which detections are of a class that was looked for in their image, and which of one that was

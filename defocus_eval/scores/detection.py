@@ -58,8 +58,8 @@ class Detection:
         # Rows of the entries that are matched, for those whose cut is not that of an image and class.
         rows = np.arange(len(entries))
         if self.lvis:
-            most_of_image = None if most_of_class else most or LVIS_MOST
-            groups, count = (found.category, most_of_class) if most_of_class else (found.image, most_of_image)
+            groups = found.category if most_of_class else found.image
+            count = most_of_class or most or LVIS_MOST
             looked_for, partly = self.columns.federation(found)
             found = replace(found, ignored=partly)
             rows = best_of_each(groups, found.score, count)
@@ -101,7 +101,7 @@ class Detection:
             metrics: What to compute, the official numbers by default.
         """
         metrics = metrics or self.metrics
-        scores = {}
+        scores: dict[str, np.ndarray] = {}
         for most in dict.fromkeys(metric.most for metric in metrics.values()):
             group = {name: metric for name, metric in metrics.items() if metric.most == most}
             if all((metric.kind, metric.area) == ("recall", "all") for metric in group.values()):
@@ -138,6 +138,7 @@ class Detection:
         if not self.as_library:
             return own
         arrays = self.evaluator.eval
+        assert arrays is not None, "the library has accumulated nothing"
         scores = {name: self._read(arrays[metric.kind], metric) for name, metric in self.metrics.items()}
         apart = [name for name, value in scores.items() if abs(value - own[name]) > ROUNDING]
         assert not apart, f"two ways to {apart[0]} of {self.task} disagree: {scores[apart[0]]} and {own[apart[0]]}"

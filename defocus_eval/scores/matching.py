@@ -9,7 +9,7 @@ Source of the rule: `evaluateImg` of pycocotools, `evaluate_img` of lvis-api.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ ALL_BITS = np.uint16(BITS.sum())
 # Numbers held at a time while pairs are matched side by side.
 BUDGET = 4_000_000
 
-Overlaps = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+Overlaps = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

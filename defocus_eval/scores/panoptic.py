@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ class Panoptic:
         total = self.counts.sum(0)
         values = quality(total)
         resampled = None if weights is None else quality(np.einsum("si,icn->scn", weights * 1.0, self.counts))[..., 0]
-        classes = {}
+        classes: dict[str, dict[str, Any]] = {}
         for row, name in enumerate(self.truth.categories.values()):
             numbers = [None if np.isnan(value) else float(value) for value in values[row]]
             classes[name] = {

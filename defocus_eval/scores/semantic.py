@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,10 @@ def _weigh_objects(row: int, objects: np.ndarray, found: np.ndarray) -> Pixels:
 def _join(parts: list[Pixels]) -> Pixels:
     columns = zip(*((part.image, part.true, part.found, part.amount) for part in parts))
     found = [np.concatenate(column) for column in columns]
-    return Pixels(*found) if found else Pixels(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0))
+    if found:
+        return Pixels(*found)
+    none = np.zeros(0, np.int64)
+    return Pixels(none, none, none, np.zeros(0))
 
 
 def read_labels(pixels: Pixels, truth: Truth) -> tuple[np.ndarray | None, str]:
@@ -134,7 +138,7 @@ def read_labels(pixels: Pixels, truth: Truth) -> tuple[np.ndarray | None, str]:
         `(256,)` official label of each predicted one, None where they are official; and what to tell the user.
     """
     values = set(np.unique(pixels.found).tolist())
-    table = np.arange(VALUES)
+    table: np.ndarray = np.arange(VALUES)
     if truth.kind == "cityscapes" and max(values - {IGNORED}, default=0) < len(LABEL_OF_TRAIN_ID):
         scored = {label.id for label in LABELS if label.counts}
         if values - {IGNORED} - scored:
@@ -242,7 +246,7 @@ class Semantic:
         """IoU and accuracy of each class, its pixels and interval; and which class is taken for which."""
         iou, accuracy = shares(self.counts.sum(0))
         resampled = None if weights is None else shares(_weigh(weights, self.counts))[0]
-        classes = {}
+        classes: dict[str, dict[str, Any]] = {}
         for row, name in enumerate(self.names.values()):
             classes[name] = {
                 "IoU": _or_none(iou[row]),

@@ -128,7 +128,8 @@ def heads_apart(
         q, k, v = q.float(), k.float(), v.float()
     q, k = rotate_pairs(q, freq, rope_scale), rotate_pairs(k, freq, rope_scale)
     decay = decay.to(torch.promote_types(decay.dtype, torch.promote_types(q.dtype, torch.float32))) / delta_scale
-    return *(x.transpose(1, 2).contiguous() for x in (q, k, v)), decay
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+    return q, k, v, decay
 
 
 def blocked_decay_attention(

@@ -92,7 +92,11 @@ def _attend_backward(
             _run(
                 "defocus_decay_backward",
                 *(queries.start, causal, factors[head]),
-                **dict(scores=scores, lse=sums, dscores=dscores, inner=block_inner, ddecay=terms),
+                scores=scores,
+                lse=sums,
+                dscores=dscores,
+                inner=block_inner,
+                ddecay=terms,
             )
             ddecay[head] += terms.sum()
             dv[:, head, keys].baddbmm_(scores.transpose(1, 2), g)

@@ -46,7 +46,8 @@ def _attend_backward(
 
     inputs = (q, k, v, decay, freq)
     grads = triton_kernels.backward(grad, out, lse, *inputs, rope_scale, delta_scale, causal)
-    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    dq, dk, dv, ddecay, dfreq = (g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return dq, dk, dv, ddecay, dfreq
 
 
 @_attend_backward.register_fake

@@ -1,6 +1,7 @@
 """The definition of multi-scale deformable attention."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ def naive_deformable_attention(
 ) -> Tensor:
     """As `deformable_attention`, any floating dtype, each of the four neighbours of a point in turn."""
     b, _, heads, _ = value.shape
-    out = 0
+    out: Any = 0
     batch = torch.arange(b, device=value.device)[:, None, None, None]
     head = torch.arange(heads, device=value.device)[:, None]
     for level, (tokens, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):

@@ -243,7 +243,7 @@ def backward(
     value, shapes, locations, weights = _prepare(value, sides, locations, weights)
     (b, tokens, heads, width), (_, queries, _, maps, points, _) = value.shape, locations.shape
     if locations.numel() == 0 or value.numel() == 0:
-        return tuple(x.new_zeros(x.shape) for x in (value, locations, weights))
+        return value.new_zeros(value.shape), locations.new_zeros(locations.shape), weights.new_zeros(weights.shape)
     grad = grad.contiguous()
     dvalue, dlocations, dweights = (x.new_empty(x.shape) for x in (value, locations, weights))
     block, block_v = _tile(width)

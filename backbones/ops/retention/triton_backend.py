@@ -35,7 +35,8 @@ def _backward(
 
     inputs = (q, k, v, decay, freq)
     grads = triton_kernels.backward(grad, *inputs, rope_scale, delta_scale)
-    return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    dq, dk, dv, ddecay, dfreq = (g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return dq, dk, dv, ddecay, dfreq
 
 
 @_backward.register_fake

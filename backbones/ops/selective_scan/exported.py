@@ -70,17 +70,18 @@ def _scan_chunk(state: Tensor, chunk: Tensor, A: Tensor) -> tuple[Tensor, Tensor
     """
     n, d = A.shape
     delta, x, B, C = chunk.unflatten(1, (ROWS, COLUMNS)).split([d, d, n, n], dim=-1)
-    states, products = [], []
+    states: list[Tensor] = []
+    products: list[Tensor] = []
     for i in range(COLUMNS):
         decay = torch.exp(delta[:, :, i, None] * A)
         added = B[:, :, i, :, None] * x[:, :, i, None]
         states.append(decay * states[-1] + added if states else added)
         products.append(decay * products[-1] if products else decay)
-    before = []
+    befores = []
     for last, product in zip(states[-1].unbind(1), products[-1].unbind(1), strict=True):
-        before.append(state)
+        befores.append(state)
         state = product * state + last
-    before = torch.stack(before, 1)
+    before = torch.stack(befores, 1)
     y = [
         torch.matmul(C[:, :, i, None], own + product * before)
         for i, (own, product) in enumerate(zip(states, products, strict=True))
