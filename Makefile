@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 # That of `make demo-hf`, which has transformers and no mmcv.
 VENV_HF ?= .venv-hf
+# That of `make app`: gradio wants an older Pillow than the others have.
+VENV_APP ?= .venv-app
+# What the page of `make app` offers; docs/app.md has what else.
+NETWORKS ?= work_dirs/demo_hf
 # The token mixer of the demo: mamba, vit or retnet.
 FAMILY ?= mamba
 # Of `make study`: full (meant for an hour on 2 cores) or quick (10 minutes).
 STUDY ?= full
 
-.PHONY: demo demo-seg demo-d2 demo-hf study study-transfer test test-matrix test-detectron2 mutants setup lint docs clean-demo
+.PHONY: demo demo-seg demo-d2 demo-hf app study study-transfer test test-matrix test-detectron2 mutants setup lint docs clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -27,6 +31,11 @@ demo-d2: setup
 demo-hf:
 	@$(PYTHON) tools/setup_env.py --transformers $(VENV_HF)
 	@$(VENV_HF)/bin/python tools/demo_transformers.py
+
+# A page in the browser: what a trained network finds in an image, and where it looks.
+app:
+	@$(PYTHON) tools/setup_env.py --app $(VENV_APP)
+	@$(VENV_APP)/bin/python tools/app.py $(NETWORKS)
 
 # The paper's argument in miniature; docs/study.md has what came out.
 study: setup

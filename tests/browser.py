@@ -9,14 +9,14 @@ NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome"
 
 
 @contextmanager
-def open_browser():
-    """Gives a browser; skips where there is none or nothing to drive it."""
+def open_browser(*arguments):
+    """Gives a browser, started with ``arguments`` of Chromium; skips where there is none or nothing to drive it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip("no Chromium or Chrome is installed")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=program, args=["--disable-gpu", *arguments])
         yield browser
         browser.close()
 

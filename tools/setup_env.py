@@ -1,4 +1,4 @@
-"""Makes the virtual environment of `make demo` and `make test`, or of `make demo-hf`; does nothing if it is complete.
+"""Makes the environment of `make demo` and `make test`, of `make demo-hf`, or of `make app`; nothing if it is complete.
 
 Runs with the system's Python and its standard library alone.
 """
@@ -39,23 +39,27 @@ if hasattr(torch.BuildExtension, "_add_gnu_cpp_abi_flag"):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--transformers", action="store_true", help="with transformers instead of mmdet and mmseg, which are compiled"
     )
+    kinds.add_argument("--app", action="store_true", help="the same with gradio, for tools/app.py")
     arguments = parser.parse_args()
+    # The file of an environment without mmdet and mmseg.
+    listed = "app.txt" if arguments.app else "transformers.txt" if arguments.transformers else None
     venv = arguments.venv.absolute()
     stamp = venv / ".setup-complete"
     wanted = _fingerprint()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     missing = missing_prerequisites(venv)
-    if arguments.transformers and sys.version_info[:2] < TRANSFORMERS_PYTHON:
+    if listed and sys.version_info[:2] < TRANSFORMERS_PYTHON:
         wanted = ".".join(map(str, TRANSFORMERS_PYTHON))
         missing.append(f"transformers needs Python {wanted} or newer: make PYTHON=/path/to/python3.12 ...")
     if missing:
         sys.exit("Set-up cannot start:\n" + "\n".join(f"  - {line}" for line in missing))
 
-    minutes = f"about {2 if arguments.transformers else 4} minutes on 2 cores"
+    minutes = f"about {2 if listed else 4} minutes on 2 cores"
     print(f"Setting up {venv}: {minutes} and what the downloads take (log: {venv / 'setup.log'})")
     start = time.monotonic()
     python = venv / "bin" / "python"
@@ -63,17 +67,27 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     log = (venv / "setup.log").open("w")
     lock = REQUIREMENTS / "lock.txt"
+    if listed:
+        lock = venv / "constraints.txt"
+        lock.write_text(unpinned(REQUIREMENTS / "lock.txt", REQUIREMENTS / listed))
     # Python compiles what is imported when it is; pip would compile all, and most of torch is never imported.
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-c", lock]
     _step("pip", [python, "-m", "pip", "install", "--upgrade", "pip"], log)
     _step("torch", [*pip, "-r", REQUIREMENTS / "torch.txt"], log)
-    if arguments.transformers:
-        _step("transformers, tools for pictures", [*pip, "-r", REQUIREMENTS / "transformers.txt"], log)
+    if listed:
+        _step("transformers, tools for pictures", [*pip, "-r", REQUIREMENTS / listed], log)
     else:
         _install_openmmlab(python, pip, log)
     _step("backbones", [*pip, "--no-build-isolation", "--no-deps", "-e", ROOT], log)
     stamp.write_text(wanted)
     print(f"Set-up done in {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+def unpinned(lock: Path, requirements: Path) -> str:
+    """The lines of a lock less those of packages whose versions a file of requirements says itself."""
+    own = {line.partition("==")[0].strip().lower() for line in requirements.read_text().splitlines() if "==" in line}
+    lines = lock.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if line.partition("==")[0].strip().lower() not in own)
 
 
 def missing_prerequisites(venv: Path) -> list[str]:

@@ -23,6 +23,8 @@ OPACITY = (0.2, 0.85)
 PANEL = 1.9
 # Letters of a row's name that a panel is tall enough for.
 LETTERS = 30
+# Of a title, as wide as its letters are on the average.
+LETTERS_PER_INCH = 14
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,18 @@ def _draw_panels(rows: Sequence[tuple[str, Sequence[Panel]]], title: str, unit: 
     columns = max(len(panels) for _, panels in rows)
     height, width = rows[0][1][0].picture.shape[:2]
     tall = min(max(height / width, 0.4), 2.0)
-    figure = new_figure(columns * PANEL + 0.9, len(rows) * (PANEL * tall + 0.25) + 0.35)
+    wide = columns * PANEL + 0.9
+    lines = textwrap.wrap(title, int(wide * LETTERS_PER_INCH))
+    figure = new_figure(wide, len(rows) * (PANEL * tall + 0.25) + 0.2 + 0.15 * len(lines))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (name, panels) in zip(grid, rows, strict=True):
         for axes in axes_row:
             bare(axes)
-        lines = [line for part in name.split("\n") for line in textwrap.wrap(part, LETTERS)]
-        axes_row[0].set_ylabel("\n".join(lines), fontsize=6.5)
+        labels = [line for part in name.split("\n") for line in textwrap.wrap(part, LETTERS)]
+        axes_row[0].set_ylabel("\n".join(labels), fontsize=6.5)
         for axes, panel in zip(axes_row, panels):
             _draw_panel(axes, panel)
-    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    figure.suptitle("\n".join(lines), fontsize=9.5, x=0.01, ha="left")
     if any(panel.values.ndim == 2 for _, panels in rows for panel in panels):
         # Beside the first rows: one bar as tall as the figure would be all that is seen of it.
         shrink = min(1.0, 2 / len(rows))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from backbones import adapters
 from backbones.adapters import AdaptedBackbone
-from backbones.checkpoints import CheckpointError, read_checkpoint, weights_of
 from backbones.defocus import DefocusBackbone
 from backbones.export import PACKAGE, PROGRAM, Exportable, ExportError, Target, flatten, name_maps, patch_of
-from backbones.integrations.frameworks import ADAPTERS, needed
+from backbones.integrations.frameworks import ADAPTERS
 from backbones.integrations.networks import MEAN, STD, load_network
+from backbones.integrations.whole_models import model_of_config
 
 PARTS = ("features", "whole")
 # Those of frameworks are imported where they are asked for.
@@ -57,6 +57,7 @@ def find_network(
 
     Raises:
         ExportError: ``name`` is none of these, or the parts do not fit it.
+        ValueError: The folder or the config does not tell a model, or the model refuses its arguments.
         CheckpointError: The checkpoint cannot be read or does not fit.
     """
     if min(size or (1,)) < 1 or (batch is not None and batch < 1):
@@ -120,25 +121,8 @@ def _adapted(net: nn.Module, adapter: str, checkpoint: str | None) -> AdaptedBac
 def _of_config(
     name: str, checkpoint: str | None, settings: dict[str, Any], part: str, size: tuple[int, int] | None
 ) -> Exportable:
-    with needed("mmengine", oldest="0.10.0"):
-        from mmengine.config import Config
-        from mmengine.hub import get_config
-        from mmengine.registry import init_default_scope
-
-    config = get_config(name) if "::" in name else Config.fromfile(name)
-    config.merge_from_dict(settings)
-    scope = config.get("default_scope")
-    if scope not in ("mmdet", "mmseg"):
-        raise ExportError(f"{name}: default_scope is {scope!r}; only configs of mmdet and mmseg can be exported")
-    init_default_scope(scope)
-    torch.manual_seed(0)
-    model = importlib.import_module(f"{scope}.registry").MODELS.build(config.model).eval()
-    classes = _classes_of(config)
-    if checkpoint is not None:
-        content = read_checkpoint(checkpoint)
-        _load_whole(model, weights_of(content)[0], checkpoint)
-        classes = tuple(content.get("meta", {}).get("dataset_meta", {}).get("classes", ())) or classes
-    if part == "whole" and scope == "mmdet":
+    model, config, classes = model_of_config(name, checkpoint, settings)
+    if part == "whole" and config.default_scope == "mmdet":
         raise ExportError(
             f"the head of mmdet's {type(model).__name__} computes sizes from tensors of sizes, which no exporter keeps "
             "open: export its backbone and neck with --part features, or a head of transformers as a whole"
@@ -156,31 +140,6 @@ def _of_config(
     from backbones.integrations.exportable_mmseg import whole_segmentor
 
     return whole_segmentor(model, classes=classes, **common)
-
-
-def _load_whole(model: nn.Module, weights: Mapping[str, Tensor], checkpoint: str) -> None:
-    """Loads the weights of a whole detector or segmentor, all of them or none."""
-    own = model.state_dict()
-    wrong = {
-        "lacks": own.keys() - weights.keys(),
-        "has besides": weights.keys() - own.keys(),
-        "has in another shape": {
-            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
-        },
-    }
-    said = [f"{verb} {len(names)} ({', '.join(sorted(names)[:3])})" for verb, names in wrong.items() if names]
-    if said:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is not of this config, of whose tensors it {'; '.join(said)}: give that "
-            "which it was trained with"
-        )
-    model.load_state_dict(weights)
-
-
-def _classes_of(config: Any) -> tuple[str, ...]:
-    """Names of the classes that a config tells, if it does."""
-    dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
-    return tuple((dataset.get("metainfo") or {}).get("classes", ()))
 
 
 class _Features(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.export import Exportable, ExportError, patch_of
-from backbones.integrations.frameworks import needed
 from backbones.integrations.networks import MEAN, STD
+from backbones.integrations.whole_models import model_of_folder
 
 # What of a head's output is exported, in this order; the rest are hidden states and losses.
 _OUTPUTS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
@@ -68,14 +68,8 @@ def of_folder(folder: Path, size: tuple[int, int] | None = None) -> Exportable:
     """The model in a folder of `save_pretrained`, by the class that its configuration names.
 
     Raises:
-        ExportError: The folder has no configuration, or names no class of transformers.
+        ValueError: The folder has no config, or it names no class of transformers.
+        ExportError: The model has no head.
     """
-    with needed("transformers", oldest="5.24.0"):
-        import transformers
-
-        import backbones.integrations.transformers  # noqa: F401  makes our models known to it
-    config = transformers.AutoConfig.from_pretrained(folder)
-    (kind,) = config.architectures or [None]
-    if not hasattr(transformers, kind or ""):
-        raise ExportError(f"{folder}: its config.json names {kind or 'no class'}, which is none of transformers'")
-    return of_model(getattr(transformers, kind).from_pretrained(folder), f"{folder.name}: {kind}", size)
+    model = model_of_folder(folder)
+    return of_model(model, f"{folder.name}: {type(model).__name__}", size)

@@ -85,8 +85,15 @@ def test_set_up_is_made_again_when_requirements_change(tmp_path, monkeypatch):
         setup_env.main()
 
 
-@pytest.mark.parametrize(("words", "compiles"), [([], True), (["--transformers"], False)])
-def test_the_set_up_of_transformers_compiles_nothing(tmp_path, monkeypatch, words, compiles):
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], {"lock.txt"}),
+        (["--transformers"], {"constraints.txt", "transformers.txt"}),
+        (["--app"], {"constraints.txt", "app.txt"}),
+    ],
+)
+def test_the_set_up_of_transformers_compiles_nothing(tmp_path, monkeypatch, words, named):
     commands, openmmlab = [], []
     monkeypatch.setattr(setup_env, "missing_prerequisites", lambda venv: [])
     monkeypatch.setattr(setup_env, "_step", lambda title, command, log: commands.append([*map(str, command)]))
@@ -96,8 +103,8 @@ def test_the_set_up_of_transformers_compiles_nothing(tmp_path, monkeypatch, word
     (tmp_path / "bin" / "python").touch()
     setup_env.main()
     files = {Path(word).name for command in commands for word in command if word.endswith(".txt")}
-    assert files == {"lock.txt", "torch.txt"} | (set() if compiles else {"transformers.txt"})
-    assert bool(openmmlab) is compiles
+    assert files == {"torch.txt"} | named
+    assert bool(openmmlab) is not bool(words)
     assert (tmp_path / ".setup-complete").is_file()
 
 
@@ -150,3 +157,11 @@ def test_a_compiler_may_be_a_command_of_several_words(monkeypatch, tmp_path):
         said = [line for line in setup_env.missing_prerequisites(tmp_path / "venv") if "no C++ compiler" in line]
         assert bool(said) == is_missing, compiler
         assert not is_missing or compiler in said[0]
+
+
+def test_what_requirements_pin_themselves_is_not_asked_of_the_lock(tmp_path):
+    (tmp_path / "lock.txt").write_text(
+        "# A lock.\nPillow==13.0.0; python_version >= '3.11'\nnumpy==2.2.6\ntorch==2.11.0\n"
+    )
+    (tmp_path / "app.txt").write_text("-r others.txt\npillow==12.3.0\nnumpy\n")
+    assert setup_env.unpinned(tmp_path / "lock.txt", tmp_path / "app.txt") == "# A lock.\nnumpy==2.2.6\ntorch==2.11.0\n"
