@@ -14,22 +14,24 @@ from backbones.ops import deformable_attention
 with needed("transformers", oldest="5.0.0"):
     from transformers.models.d_fine import modeling_d_fine
     from transformers.models.deformable_detr import modeling_deformable_detr
+    from transformers.models.deimv2 import modeling_deimv2
     from transformers.models.mask2former import modeling_mask2former
     from transformers.models.rt_detr_v2 import modeling_rt_detr_v2
 
 
 @contextlib.contextmanager
 def standing_in() -> Iterator[None]:
-    """While it lasts, Deformable DETR, RT-DETR v2, D-FINE and Mask2Former run on `backbones.ops.deformable_attention`.
+    """While it lasts, deformable attention in transformers' heads runs on `backbones.ops.deformable_attention`.
 
-    A D-FINE has to be built within, for it keeps the function that it was built with.
+    They are Deformable DETR, RT-DETR v2, D-FINE, DEIMv2 and Mask2Former. D-FINE and DEIMv2 have to be built within, for
+    they keep the function that they were built with.
     """
     with contextlib.ExitStack() as places:
         places.enter_context(
             patch.object(modeling_deformable_detr.MultiScaleDeformableAttention, "forward", _in_deformable_detr)
         )
         places.enter_context(patch.object(modeling_mask2former, "multi_scale_deformable_attention", _attend))
-        for module in (modeling_rt_detr_v2, modeling_d_fine):
+        for module in (modeling_rt_detr_v2, modeling_d_fine, modeling_deimv2):
             name = "multi_scale_deformable_attention_v2"
             places.enter_context(patch.object(module, name, _second_version(getattr(module, name))))
         yield
@@ -55,7 +57,7 @@ def _in_deformable_detr(
 
 
 def _second_version(original: Callable) -> Callable:
-    """Of RT-DETR v2 and D-FINE, which keep maps and points in one dimension and may give each map its own points."""
+    """Of RT-DETR v2, D-FINE, DEIMv2: maps and points are one dimension, and each map may have its own points."""
 
     def attend(
         value: Tensor,

@@ -54,7 +54,7 @@ class Head:
 
 
 def _real_time(channels: Sequence[int], strides: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of RT-DETR v2 and D-FINE: an entry for each map, attention within the coarsest."""
+    """Of RT-DETR v2, D-FINE and DEIMv2: an entry for each map, attention within the coarsest."""
     count = len(channels)
     width = options.get("encoder_hidden_dim", options.get("d_model", 256))
     return {
@@ -85,6 +85,7 @@ def _mask2former(channels: Sequence[int], strides: Sequence[int], options: Mappi
 HEADS = {
     "rt_detr_v2": Head("RTDetrV2Config", {"boxes": "RTDetrV2ForObjectDetection"}, "RTDetrImageProcessor", _rt_detr_v2),
     "d_fine": Head("DFineConfig", {"boxes": "DFineForObjectDetection"}, "RTDetrImageProcessor", _real_time),
+    "deimv2": Head("Deimv2Config", {"boxes": "Deimv2ForObjectDetection"}, "RTDetrImageProcessor", _real_time),
     "deformable_detr": Head(
         "DeformableDetrConfig",
         {"boxes": "DeformableDetrForObjectDetection"},
@@ -221,7 +222,7 @@ def build_processor(head: str, task: str, size: tuple[int, int], options: Mappin
 
 def check_size(head: str, model: PreTrainedModel, size: tuple[int, int]) -> None:
     """Raises ValueError if a head that doubles coarse maps onto finer ones cannot at ``size``, (height, width)."""
-    if head in ("rt_detr_v2", "d_fine"):
+    if head in ("rt_detr_v2", "d_fine", "deimv2"):
         coarsest = max(model.config.feat_strides)
         if size[0] % coarsest or size[1] % coarsest:
             raise ValueError(f"{head} takes images whose sides are multiples of {coarsest}, got {size[0]}×{size[1]}")

@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 import transformers
 from transformers.models.d_fine import modeling_d_fine
 from transformers.models.deformable_detr import modeling_deformable_detr
+from transformers.models.deimv2 import modeling_deimv2
 from transformers.models.mask2former import modeling_mask2former
 from transformers.models.rt_detr_v2 import modeling_rt_detr_v2
 
@@ -27,10 +28,12 @@ def layers():
     two = {"num_feature_levels": 2}
     v2 = transformers.RTDetrV2Config(**REAL_TIME, **two, decoder_n_levels=2)
     fine = transformers.DFineConfig(**REAL_TIME, **two)
+    newest = transformers.Deimv2Config(**REAL_TIME, **two)
     first = transformers.DeformableDetrConfig(**DEFORMABLE | two, backbone_config={"model_type": "resnet"})
     boxes = torch.rand(2, 7, 1, 4) * 0.5 + 0.25
     yield modeling_rt_detr_v2.RTDetrV2MultiscaleDeformableAttention(v2), boxes
     yield modeling_d_fine.DFineMultiscaleDeformableAttention(fine), boxes
+    yield modeling_deimv2.Deimv2MultiscaleDeformableAttention(newest), boxes
     yield modeling_deformable_detr.DeformableDetrMultiscaleDeformableAttention(first, 4, 3), boxes.expand(-1, -1, 2, -1)
     mask2former = modeling_mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(32, 4, 2, 3)
     yield mask2former, boxes[..., :2].expand(-1, -1, 2, -1)
@@ -64,6 +67,6 @@ def test_each_head_gives_the_same_outputs_and_gradients(monkeypatch):
             layer.load_state_dict(copy.deepcopy(first.state_dict()))
             for found, wanted in zip(attend(layer, points, queries, tokens), truth, strict=True):
                 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert len(called) == 4
+    assert len(called) == 5
     attend(*own[0], queries, tokens)
-    assert len(called) == 4
+    assert len(called) == 5

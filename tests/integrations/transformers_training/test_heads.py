@@ -11,6 +11,7 @@ from tests.integrations.transformers_training.tiny import BACKBONE, DEFORMABLE, 
 OPTIONS = {
     "rt_detr_v2": REAL_TIME,
     "d_fine": REAL_TIME,
+    "deimv2": REAL_TIME,
     "deformable_detr": DEFORMABLE,
     "detr": {name: value for name, value in DEFORMABLE.items() if name != "num_feature_levels"},
     "mask2former": MASK2FORMER,
@@ -47,7 +48,7 @@ def test_a_head_learns_from_its_data_and_all_of_it_gets_gradients(head):
     assert not {name for name in without if "backbone" in name or "encoder.defocus" in name}, without
 
 
-@pytest.mark.parametrize("head", ["rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize("head", ["rt_detr_v2", "d_fine", "deimv2"])
 def test_a_new_head_starts_at_scales_from_which_it_learns(head):
     model = heads.build_model(head, "boxes", BACKBONE, REAL_TIME, ["a"])
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
