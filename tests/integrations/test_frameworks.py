@@ -51,7 +51,8 @@ def with_packages(folder, packages, function):
     def child():
         for name in list(sys.modules):
             ours = re.fullmatch(
-                r"backbones\.integrations\.(timm|openmmlab|detectron2|annotation_check|coco_json)", name
+                r"backbones\.integrations\.(timm|openmmlab|detectron2|annotation_check|coco_json|transformers|app\.page)",
+                name,
             )
             if ours or name.partition(".")[0] in packages:
                 del sys.modules[name]
@@ -127,6 +128,14 @@ def test_a_framework_that_can_register_nothing_is_left_alone(tmp_path):
         ),
         ("timm", "timm", "__version__ = '0.9.16'", "timm 0.9.16 is installed"),
         ("mmengine", "openmmlab", "__version__ = '0.9.1'", "mmengine 0.9.1 is installed"),
+        (
+            "transformers",
+            "transformers",
+            "__version__ = '4.57.1'",
+            "transformers 4.57.1 is .* need transformers 5.24.0 or",
+        ),
+        ("transformers", "transformers", "import tokenizers_of_another_age", "transformers .* cannot be used"),
+        ("gradio", "app.page", "__version__ = '3.18.0'", "gradio 3.18.0 is installed; .* need gradio 6.0.0 or newer"),
     ],
 )
 def test_an_integration_that_is_imported_by_name_says_why_it_cannot_be(tmp_path, package, module, text, message):
