@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from torch.library import CustomOpDef
 
 
-def differentiable(operator: Callable, differentiate: Callable, setup_context: Callable) -> Callable:
+def differentiable(operator: CustomOpDef, differentiate: Callable, setup_context: Callable) -> Callable:
     """An operator of `torch.library.custom_op` with its gradient.
 
     PyTorch's own binding of the two (``register_autograd``) looks at every argument, in Python, at every call: longer
@@ -21,20 +22,20 @@ def differentiable(operator: Callable, differentiate: Callable, setup_context: C
         A function with the operator's arguments.
     """
     operator.register_autograd(differentiate, setup_context=setup_context)
-    function = type(
-        "Eager",
-        (torch.autograd.Function,),
-        dict(
-            forward=staticmethod(lambda *inputs: operator(*inputs)),
-            setup_context=staticmethod(setup_context),
-            backward=staticmethod(differentiate),
-        ),
-    )
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs):
+            return operator(*inputs)
+
+    # As attributes: they are given, and a Function has them without self.
+    Eager.setup_context = staticmethod(setup_context)
+    Eager.backward = staticmethod(differentiate)
 
     def run(*inputs):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return operator(*inputs)
-        return function.apply(*inputs)
+        return Eager.apply(*inputs)
 
     return run
 
