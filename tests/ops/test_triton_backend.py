@@ -39,16 +39,15 @@ def test_in_the_interpreter():
     interpret(__file__)
 
 
-def shorten_chunks(monkeypatch, chunk, piece, segment_chunks=None):
+def shorten_chunks(monkeypatch, chunk, piece, segments=None):
     """Borders of chunks, segments and blocks are then crossed within few tokens and channels."""
     from backbones.ops.selective_scan import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "CHUNK", chunk)
     monkeypatch.setattr(triton_kernels, "PIECE", piece)
-    monkeypatch.setattr(triton_kernels, "BLOCKS", 1)
-    if segment_chunks:
-        cut = lambda b, l, d, n, device: (segment_chunks, -(-l // (chunk * segment_chunks)))  # noqa: E731
-        monkeypatch.setattr(triton_kernels, "_cut", cut)
+    monkeypatch.setattr(triton_kernels, "PART", 32)
+    if segments:
+        monkeypatch.setattr(triton_kernels, "_cut", lambda b, l, d, n, device: segments)
 
 
 @pytest.fixture
@@ -69,12 +68,23 @@ def test_interpreted_scan(shape):
     check(truth(shape), "cpu", "triton")
 
 
-# One chunk a segment, and more segments than are joined at once; segments of three chunks, the last one shorter.
+# From Hopper on a thread of the last pass has a channel to itself.
+@in_interpreter
+@pytest.mark.usefixtures("poisoned_memory", "short_chunks")
+@pytest.mark.parametrize("shape", [(1, 2, 40, 16, 40), (1, 7, 34, 2, 2)], ids=str)
+def test_interpreted_scan_in_tiles_of_32_channels(monkeypatch, shape):
+    from backbones.ops.selective_scan import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "_backward_channels", lambda device, block_n: 32)
+    check(truth(shape), "cpu", "triton")
+
+
+# One chunk a segment, and more segments than are joined at once; segments of two chunks and of three.
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("length, segment_chunks", [(38, 1), (29, 3)])
-def test_interpreted_scan_in_segments(monkeypatch, length, segment_chunks):
-    shorten_chunks(monkeypatch, 4, 4, segment_chunks)
+@pytest.mark.parametrize("length, segments", [(38, 10), (29, 3)])
+def test_interpreted_scan_in_segments(monkeypatch, length, segments):
+    shorten_chunks(monkeypatch, 4, 4, segments)
     check(truth((1, length, 4, 2, 4)), "cpu", "triton")
 
 
@@ -212,7 +222,7 @@ def test_compiles_for_h200(shape, dtype, monkeypatch, tmp_path):
     from backbones.ops.selective_scan import triton_kernels as scan
 
     compiled = compile_launches(monkeypatch, tmp_path, 90)
-    monkeypatch.setattr(scan, "_cut", lambda b, l, d, n, device: (1, triton.cdiv(l, scan.CHUNK)))
+    monkeypatch.setattr(scan, "_cut", lambda b, l, d, n, device: triton.cdiv(l, scan.CHUNK))
     b, l, d, n, group = shape
     u, z = torch.zeros(b, l, 2 * d, dtype=dtype).chunk(2, -1)
     dt, (B, C) = torch.zeros(b, l, d, dtype=dtype), torch.zeros(b, l, 2 * n, dtype=dtype).chunk(2, -1)
