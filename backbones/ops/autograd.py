@@ -28,9 +28,13 @@ def differentiable(operator: CustomOpDef, differentiate: Callable, setup_context
         def forward(*inputs):
             return operator(*inputs)
 
-    # As attributes: they are given, and a Function has them without self.
-    Eager.setup_context = staticmethod(setup_context)
-    Eager.backward = staticmethod(differentiate)
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return differentiate(ctx, *grads)
 
     def run(*inputs):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():

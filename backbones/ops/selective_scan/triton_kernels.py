@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backbones.ops.gpu import gpu_of
+from backbones.ops.gpu import ceil_div, gpu_of, next_power_of_2
 from backbones.ops.selective_scan.naive import NORM_EPS
 from backbones.ops.selective_scan.triton_sizes import CHUNK
 from backbones.ops.triton_functions import reciprocal, sigmoid
@@ -739,9 +739,9 @@ def _turns(rope_scale):
 
 def _turn(B, C, freq, rope_scale):
     b, l, n = B.shape
-    padded, block_n = triton.cdiv(l, CHUNK) * CHUNK, triton.next_power_of_2(n)
+    padded, block_n = ceil_div(l, CHUNK) * CHUNK, next_power_of_2(n)
     turned_B, turned_C = (torch.empty(b, padded, block_n, dtype=torch.float32, device=B.device) for _ in range(2))
-    _turn_kernel[(triton.cdiv(padded, 32), b)](
+    _turn_kernel[(ceil_div(padded, 32), b)](
         B, C, freq, turned_B, turned_C, *_strides(B, C), l, padded, n,
         TURNS=_turns(rope_scale), BLOCK_T=32, BLOCK_PAIRS=block_n // 2, num_warps=2,
     )  # fmt: skip
@@ -755,7 +755,7 @@ def _programs(device, block_n, scratch, registers):
     resident = 4 * (gpu.registers // 4 // 32 // registers) // warps
     fitting = gpu.l2_bytes * 3 // 4 // (gpu.multiprocessors * scratch * 4)
     # Four warps keep the four schedulers of a multiprocessor at work.
-    return gpu.multiprocessors * max(min(resident, fitting), triton.cdiv(4, warps))
+    return gpu.multiprocessors * max(min(resident, fitting), ceil_div(4, warps))
 
 
 def _registers_of_y(block_n, width):
@@ -784,18 +784,18 @@ def _backward_scratch(block_n, channels):
 
 def _cut(b, l, d, n, device):
     """Segments: as many as can be worked on at a time, by the pass that takes fewest."""
-    block_n, chunks = triton.next_power_of_2(n), triton.cdiv(l, CHUNK)
+    block_n, chunks = next_power_of_2(n), ceil_div(l, CHUNK)
     scratch = _backward_scratch(block_n, _backward_channels(device, block_n))
     last = _programs(device, block_n, scratch, _registers(block_n))
     # Those that make y take a norm group at a time: 64 channels, as published.
     others = _programs(device, block_n, 2 * CHUNK * 64, REGISTERS)
-    segments = min(last // triton.cdiv(d, PART), others // triton.cdiv(d, 64)) // max(b, 1)
+    segments = min(last // ceil_div(d, PART), others // ceil_div(d, 64)) // max(b, 1)
     return max(min(segments, chunks), 1)
 
 
 def _carry(A, totals, ends, carries, reverse):
     (b, segments, d, n), chunks = ends.shape, carries.shape[1]
-    _carry_kernel[(triton.cdiv(d * n, 128), b)](
+    _carry_kernel[(ceil_div(d * n, 128), b)](
         A, totals, ends, carries, d, n, segments, chunks, REVERSE=reverse, AHEAD=8, BLOCK=128, num_warps=1
     )  # fmt: skip
 
@@ -821,9 +821,9 @@ def forward(
     """
     u, dt, A, B, C, D, z, freq, dt_bias = _prepare(u, dt, A, B, C, D, z, freq, dt_bias)
     (b, l, d), n = u.shape, A.shape[0]
-    chunks, groups = triton.cdiv(l, CHUNK), d // norm_group_dims
+    chunks, groups = ceil_div(l, CHUNK), d // norm_group_dims
     segments = _cut(b, l, d, n, u.device)
-    block_n = triton.next_power_of_2(n)
+    block_n = next_power_of_2(n)
     fp32 = dict(dtype=torch.float32, device=u.device)
 
     with torch.cuda.device_of(u):
@@ -831,7 +831,7 @@ def forward(
         ends, totals = torch.empty(b, segments, d, n, **fp32), torch.empty(b, segments, d, **fp32)
         common = dict(d=d, CHUNK=CHUNK, BLOCK_N=block_n, BLOCK_D=BLOCK_D, num_warps=_warps(block_n))
         if segments > 1:
-            blocks = triton.cdiv(d, BLOCK_D)
+            blocks = ceil_div(d, BLOCK_D)
             items = b * (segments - 1) * blocks
             _segment_state_kernel[(items,)](
                 u, dt, A, B, dt_bias, ends, totals,
@@ -839,7 +839,7 @@ def forward(
             )  # fmt: skip
         states = torch.empty(b, chunks, d, n, **fp32)
         _carry(A, totals, ends, states, reverse=False)
-        width = triton.cdiv(norm_group_dims, BLOCK_D) * BLOCK_D
+        width = ceil_div(norm_group_dims, BLOCK_D) * BLOCK_D
         items = b * segments * groups
         scratch = torch.empty(items, CHUNK * width, **fp32)
         out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
@@ -874,9 +874,9 @@ def backward(
     grad, states = _rows_adjacent(grad), states.contiguous()
     u, dt, A, B, C, D, z, freq, dt_bias = _prepare(u, dt, A, B, C, D, z, freq, dt_bias)
     (b, l, d), n = u.shape, A.shape[0]
-    chunks, groups = triton.cdiv(l, CHUNK), d // norm_group_dims
+    chunks, groups = ceil_div(l, CHUNK), d // norm_group_dims
     segments = _cut(b, l, d, n, u.device)
-    block_n = triton.next_power_of_2(n)
+    block_n = next_power_of_2(n)
     fp32 = dict(dtype=torch.float32, device=u.device)
 
     with torch.cuda.device_of(u):
@@ -885,7 +885,7 @@ def backward(
         norms = torch.empty(b, l, groups, 2, **fp32)
         ends, totals = torch.empty(b, segments, d, n, **fp32), torch.empty(b, segments, d, **fp32)
         common = dict(d=d, CHUNK=CHUNK, BLOCK_N=block_n, BLOCK_D=BLOCK_D, num_warps=_warps(block_n))
-        width = triton.cdiv(norm_group_dims, BLOCK_D) * BLOCK_D
+        width = ceil_div(norm_group_dims, BLOCK_D) * BLOCK_D
         items = b * segments * groups
         scratch = torch.empty(items, 2 * CHUNK * width, **fp32)
         _output_backward_kernel[(len(scratch),)](
@@ -897,7 +897,7 @@ def backward(
         _carry(A, totals, ends, ends, reverse=True)
 
         channels = _backward_channels(u.device, block_n)
-        blocks, parts = triton.cdiv(d, channels), triton.cdiv(d, PART)
+        blocks, parts = ceil_div(d, channels), ceil_div(d, PART)
         items = b * segments * parts
         scratch = torch.empty(items, _backward_scratch(block_n, channels), **fp32)
         du = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
@@ -914,7 +914,7 @@ def backward(
             BITS=channels.bit_length() - 1, maxnreg=_registers(block_n), **(common | dict(BLOCK_D=channels)),
         )  # fmt: skip
 
-        tiles = triton.cdiv(l, 16)
+        tiles = ceil_div(l, 16)
         dB = torch.empty(b, l, n, dtype=B.dtype, device=B.device) if dB is None else dB
         dC = torch.empty(b, l, n, dtype=C.dtype, device=C.device) if dC is None else dC
         dfreq = torch.empty(b * tiles, n, **fp32)
