@@ -47,9 +47,9 @@ def limit(dtype: torch.dtype, length: int) -> float:
     """The largest relative error allowed: ten times what is usual, and small against any mistake.
 
     Angles are fp32 in some backends, and the wronger the later the token. In 16 bits the gradients of decays and
-    phases are sums of rounded terms that cancel.
+    phases are sums of rounded terms that cancel: on an H200 plain PyTorch was 7e-2 off after 4,705 tokens.
     """
-    return 2e-4 + 2.5e-7 * length if dtype == torch.float32 else 5e-2
+    return 2e-4 + 2.5e-7 * length if dtype == torch.float32 else 5e-2 + 1e-5 * length
 
 
 def find_truth(case: Case, size: Size, device: str) -> Truth:

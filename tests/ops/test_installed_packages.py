@@ -132,7 +132,7 @@ def test_what_mamba_ssm_is_given(monkeypatch, dtype):
 
 def causal_conv1d_fn(x, weight, bias=None, activation=None):
     """causal_conv1d's: out_t = Σ_j weight_j x_{t-k+1+j}; x `(b, d, l)`, weight `(d, k)`."""
-    assert activation == "silu" and x.stride(1) == 1
+    assert activation == "silu" and x.stride(1) == 1 and x.shape[1] % 8 == 0
     k, out = weight.shape[1], torch.zeros_like(x) + bias[:, None]
     for t in range(x.shape[2]):
         for j in range(k):
@@ -141,12 +141,13 @@ def causal_conv1d_fn(x, weight, bias=None, activation=None):
     return out * torch.sigmoid(out)
 
 
+@pytest.mark.parametrize("channels", [16, 6])
 @pytest.mark.parametrize("installed", [True, False])
-def test_what_causal_conv1d_is_given(monkeypatch, installed):
+def test_what_causal_conv1d_is_given(monkeypatch, installed, channels):
     if installed:
         install(monkeypatch, "causal_conv1d", causal_conv1d_fn=causal_conv1d_fn)
     else:
         monkeypatch.setitem(sys.modules, "causal_conv1d", None)
-    x, weight, bias = torch.randn(2, 9, 6), torch.randn(6, 1, 4), torch.randn(6)
+    x, weight, bias = torch.randn(2, 9, channels), torch.randn(channels, 1, 4), torch.randn(channels)
     out = mamba_ssm_causal_conv1d_silu(x, weight, bias)
     assert_close(out, test_causal_conv1d.definition(*(t.double() for t in (x, weight, bias))))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from backbones.ops import defocus_scan
 from backbones.ops.mamba_inner import MAMBA_INNER, mamba_inner
+from backbones.ops.selective_scan import DEFOCUS_SCAN
 from tests.ops.heads import running
 from tests.testing import TOLERANCE, assert_close
 
@@ -74,3 +75,9 @@ def test_devices_have_to_agree():
     message = "xz is on cpu, conv_weight on cpu, conv_bias on cpu, x_proj_weight on meta, .*: move them to one device"
     with pytest.raises(ValueError, match=message):
         mamba_inner(*arguments, norm_group_dims=4)
+
+
+@pytest.mark.parametrize("name", MAMBA_INNER.backends)
+def test_its_bits_may_differ_where_those_of_its_parts_may(name):
+    whole, part = MAMBA_INNER.backends[name], DEFOCUS_SCAN.backends[name]
+    assert whole.may_differ("cuda") == part.may_differ("cuda")

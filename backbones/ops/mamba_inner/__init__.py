@@ -109,6 +109,7 @@ MAMBA_INNER = Operation(
             triton_mamba_inner if name == "triton" else partial(_separate, name),
             backend.refusal,
             backend.automatic,
+            backend.may_differ,
         )
         for name, backend in CAUSAL_CONV1D.backends.items()
     ),

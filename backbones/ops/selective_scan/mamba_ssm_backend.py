@@ -61,8 +61,11 @@ def mamba_ssm_defocus_scan(
 
 
 def mamba_ssm_causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `causal_conv1d_silu`: by causal_conv1d where that is installed beside mamba_ssm, else by PyTorch."""
-    if import_refusal("causal_conv1d", "pip install causal-conv1d") is not None:
+    """See `causal_conv1d_silu`: by causal_conv1d where that is installed beside mamba_ssm, else by PyTorch.
+
+    So are numbers of channels that its kernel does not take.
+    """
+    if x.shape[-1] % 8 or import_refusal("causal_conv1d", "pip install causal-conv1d") is not None:
         return naive_causal_conv1d_silu(x, weight, bias)
     from causal_conv1d import causal_conv1d_fn
 
