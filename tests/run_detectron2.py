@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.detectron2_checkouts import LANDMARKS
 
 TESTS = (
+    "tests/integrations/app/test_sources.py",
     "tests/integrations/test_detectron2.py",
     "tests/integrations/test_detectron2_names.py",
     "tests/integrations/test_detectron2_results.py",
