@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.gpu import ceil_div, next_power_of_2
+from backbones.ops.layout import rows_adjacent
 
 BLOCK_T = 32
 
@@ -94,11 +95,6 @@ def _turn_back_kernel(
     dfreq = tl.sum(dangle * token.to(tl.float32)[:, None], 0)
     part = (batch * tl.num_programs(0) + tl.program_id(0)) * heads + head
     tl.store(dfreq_ptr + part * pairs + pair, dfreq, mask=pair < pairs)
-
-
-def rows_adjacent(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def working_dtype(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:

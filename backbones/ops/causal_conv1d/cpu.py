@@ -7,6 +7,7 @@ from torch import Tensor
 
 from backbones.ops.autograd import differentiable
 from backbones.ops.cpu_extension import DTYPES, call
+from backbones.ops.layout import rows_adjacent
 
 
 class _Arguments(ctypes.Structure):
@@ -25,7 +26,7 @@ def _run(function, sequences, weight, bias, outputs):
     work = torch.promote_types(x.dtype, torch.float32)
     taps = weight[:, 0].t().to(work).contiguous()
     bias = bias.to(work).contiguous()
-    sequences = {name: s if s.stride(-1) == 1 else s.contiguous() for name, s in sequences.items()}
+    sequences = {name: rows_adjacent(s) for name, s in sequences.items()}
     arguments = _Arguments(DTYPES.index(x.dtype), *x.shape, len(taps))
     for name, tensor in (sequences | outputs | dict(weight=taps, bias=bias)).items():
         setattr(arguments, name, tensor.data_ptr())

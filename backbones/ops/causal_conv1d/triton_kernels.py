@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.gpu import ceil_div
+from backbones.ops.layout import rows_adjacent
 from backbones.ops.triton_functions import sigmoid
 
 TILE = 32
@@ -134,7 +135,7 @@ def _prepare(x, weight, bias):
             f"the triton backend works in fp32 on fp32, bf16 or fp16, got x in {x.dtype}: "
             'cast it, or choose backend="torch"'
         )
-    return x if x.stride(-1) == 1 else x.contiguous(), weight.contiguous(), bias.contiguous()
+    return rows_adjacent(x), weight.contiguous(), bias.contiguous()
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dx: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (written to ``dx`` if given), weight `(d, 1, k)` and bias, the latter two in fp32."""
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad = rows_adjacent(grad)
     x, weight, bias = _prepare(x, weight, bias)
     (b, l, d), k = x.shape, weight.shape[-1]
     blocks, tiles = ceil_div(d, BLOCK_D), ceil_div(l, TILE)

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.gpu import ceil_div, dot_precision
-from backbones.ops.rotary_triton_kernels import padded, rows_adjacent, turn, turn_back, working_dtype
+from backbones.ops.layout import rows_adjacent
+from backbones.ops.rotary_triton_kernels import padded, turn, turn_back, working_dtype
 
 # Queries and keys of a block, warps, stages of the pipeline of loads, by the dtype that is multiplied in. In 16 bits as
 # many as no architecture from sm_80 on spills for at the published width of a head; in fp32, whose parts in TF32 take

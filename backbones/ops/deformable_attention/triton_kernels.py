@@ -19,6 +19,7 @@ from torch import Tensor
 
 from backbones.ops.deformable_attention.levels import level_table
 from backbones.ops.gpu import ceil_div, next_power_of_2
+from backbones.ops.layout import rows_adjacent
 
 # Numbers in a tile of rows and channels: four a thread.
 TILE = 512
@@ -203,7 +204,7 @@ def _prepare(value, sides, locations, weights):
                 f"the triton backend works in fp32 on fp32, bf16 or fp16, got {name} in {x.dtype}: "
                 'cast it, or choose backend="torch"'
             )
-    value = value if value.stride(-1) == 1 else value.contiguous()
+    value = rows_adjacent(value)
     shapes = list(zip(sides[::2], sides[1::2], strict=True))
     return value, shapes, locations.contiguous(), weights.contiguous()
 

@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.gpu import ceil_div, dot_precision
-from backbones.ops.rotary_triton_kernels import padded, rows_adjacent, turn, turn_back, working_dtype
+from backbones.ops.layout import rows_adjacent
+from backbones.ops.rotary_triton_kernels import padded, turn, turn_back, working_dtype
 
 # Tokens of a chunk, by the dtype that is multiplied in: as many as no architecture from sm_80 on spills for.
 CHUNK = {torch.bfloat16: 64, torch.float32: 32}

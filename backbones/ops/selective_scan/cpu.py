@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from backbones.ops.cpu_extension import DTYPES, call
+from backbones.ops.layout import rows_adjacent
 from backbones.ops.selective_scan.naive import NORM_EPS
 from backbones.ops.selective_scan.registration import register_scan
 
@@ -28,8 +29,7 @@ class _Arguments(ctypes.Structure):
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a dtype with neighbouring channels side by side: itself, where it is so."""
-    x = x.to(dtype)
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return rows_adjacent(x.to(dtype))
 
 
 def _run(function, sequences, weights, scales, outputs):

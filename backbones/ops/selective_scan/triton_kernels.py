@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.gpu import ceil_div, gpu_of, next_power_of_2
+from backbones.ops.layout import rows_adjacent
 from backbones.ops.selective_scan.naive import NORM_EPS
 from backbones.ops.selective_scan.triton_sizes import CHUNK
 from backbones.ops.triton_functions import reciprocal, sigmoid
@@ -707,10 +708,6 @@ def _scan_backward_kernel(
         tl.store(dbias_ptr + boundary * d + channel, dbias, mask=channel_mask)
 
 
-def _rows_adjacent(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:2]]
 
@@ -727,7 +724,7 @@ def _prepare(u, dt, A, B, C, D, z, freq, dt_bias):
                 f"the triton backend works in fp32 on fp32, bf16 or fp16, got {name} in {x.dtype}: "
                 'cast it, or choose backend="torch"'
             )
-    u, dt, B, C, z = (_rows_adjacent(x) for x in (u, dt, B, C, z))
+    u, dt, B, C, z = (rows_adjacent(x) for x in (u, dt, B, C, z))
     # By state, so that channels next to each other lie next to each other.
     A, D, freq, dt_bias = (x.float().contiguous() for x in (A.mT, D, freq, dt_bias))
     return u, dt, A, B, C, D, z, freq, dt_bias
@@ -871,7 +868,7 @@ def backward(
     dC: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """See `register_scan`; where ``dz``, ``dB`` or ``dC`` are given, these gradients are written there."""
-    grad, states = _rows_adjacent(grad), states.contiguous()
+    grad, states = rows_adjacent(grad), states.contiguous()
     u, dt, A, B, C, D, z, freq, dt_bias = _prepare(u, dt, A, B, C, D, z, freq, dt_bias)
     (b, l, d), n = u.shape, A.shape[0]
     chunks, groups = ceil_div(l, CHUNK), d // norm_group_dims
