@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 STATUS_INTERRUPTED = 75
 # The checkpoint that it leaves, without the suffix.
 INTERRUPTED = "interrupted"
+# What tells a process to stop.
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
 
 # The streams of one iteration.
 _MODEL, _DATA, _START = range(3)
@@ -125,7 +127,7 @@ def numbered_loader(
         collate_fn: Makes a batch of a list of samples.
     """
     cast(Any, dataset).__getitems__ = partial(_load_batch, dataset, seed, rank)
-    return DataLoader(
+    return _ShieldedLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate_fn,
@@ -151,10 +153,29 @@ def _load_batch(dataset: Dataset, seed: int, rank: int, indices: list[int]) -> l
         torch.set_rng_state(states[2])
 
 
+class _ShieldedLoader(DataLoader):
+    """A loader whose workers are beyond the reach of a signal to the process group from their first moment on.
+
+    torchrun passes a signal on to the process group of each trainer. A worker that died of it would take the trainer
+    along before that has saved.
+    """
+
+    def __iter__(self):
+        # A worker inherits what its trainer does not let through, until it is in a group of its own.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _start_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
-    # torchrun passes a signal on to the process group of each trainer. A worker that died of it would take the
-    # trainer along before that has saved.
     os.setpgrp()
+    # Those that came before were meant for the trainer, which has them too. Later ones are for this process alone, such
+    # as the loader's own when a worker hangs.
+    while held := STOP_SIGNALS & signal.sigpending():
+        signal.sigwait(held)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if then is not None:
         then(worker_id)
 
@@ -162,14 +183,12 @@ def _start_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
 class StopSignals:
     """Takes note of SIGTERM and SIGUSR1 instead of dying of them; a second one changes nothing."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self):
         self.received: signal.Signals | None = None
         self._former: dict[signal.Signals, Any] = {}
         # Only there does Python let a program handle signals.
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._former = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, _frame) -> None:
         self.received = self.received or signal.Signals(number)

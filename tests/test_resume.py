@@ -1,6 +1,7 @@
 """Seeds, skipping, signals and files of runs that are interrupted, each by itself."""
 
 import errno
+import multiprocessing
 import os
 import random
 import signal
@@ -87,7 +88,7 @@ class Draws(Dataset):
         return 5
 
     def __getitem__(self, index):
-        return index, draw(), os.getpgrp()
+        return index, draw(), os.getpgrp(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -99,7 +100,7 @@ def test_each_batch_is_loaded_with_draws_of_its_own(workers):
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    ((first, drawn, group), (second, other, _)) = load(4)
+    ((first, drawn, group, blocked), (second, other, *_)) = load(4)
     assert (first, second) == (0, 1) and drawn != other
     assert load(4)[0][1] == drawn
     assert drawn not in [load(5)[0][1], load(4, rank=1)[0][1]]
@@ -107,6 +108,33 @@ def test_each_batch_is_loaded_with_draws_of_its_own(workers):
     assert workers or torch.equal(torch.get_rng_state(), state)
     # A signal to the process group of the trainer passes those by that load for it.
     assert (group == os.getpgrp()) == (workers == 0)
+    # One to itself reaches it.
+    assert not blocked
+
+
+def load_while_told_to_stop():
+    """As a trainer of its own process group, all of which is sent SIGTERM in the first moment of a loading process."""
+    os.setsid()
+    trainer, set_num_threads = os.getpid(), torch.set_num_threads
+
+    def tell(count):
+        # torch's workers call it when they have just made SIGTERM deadly again.
+        if os.getpid() != trainer:
+            os.killpg(trainer, signal.SIGTERM)
+        set_num_threads(count)
+
+    torch.set_num_threads = tell
+    signals, like = StopSignals(), DataLoader(Draws(), num_workers=2)
+    loader = numbered_loader(Draws(), batches(), seed=3, rank=0, like=like, collate_fn=list)
+    assert [[index for index, *_ in batch] for batch in loader] == [[0, 1], [2, 3], [4]]
+    assert signals.received == signal.SIGTERM
+
+
+def test_a_signal_in_the_first_moment_of_loading_processes_is_for_the_trainer_alone():
+    process = multiprocessing.get_context("fork").Process(target=load_while_told_to_stop)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_other_loaders_of_the_same_data_are_not_seeded():

@@ -75,9 +75,9 @@ def environment():
     return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
 
 
-def start(work_dir, words, **more):
+def start(work_dir, words, program=RUNNER, **more):
     log = work_dir.parent / f"{work_dir.name}.log{more.get('RANK', '')}"
-    return start_program([RUNNER, *words], {**environment(), **more}, log), log
+    return start_program([program, *words], {**environment(), **more}, log), log
 
 
 def start_pair(work_dir, shapes):
@@ -99,16 +99,35 @@ def unbroken_pair(shapes, tmp_path_factory):
     return weights(work_dir)
 
 
+@pytest.fixture
+def told_at_once(tmp_path):
+    """The runner, all of whose process group is sent SIGTERM in the first moment of the process that loads its data."""
+    script = tmp_path / "told_at_once.py"
+    script.write_text(
+        "import os, runpy, signal, torch\n"
+        "trainer, set_num_threads = os.getpid(), torch.set_num_threads\n"
+        "def tell(count):\n"
+        "    if os.getpid() != trainer:\n"
+        "        os.killpg(trainer, signal.SIGTERM)\n"
+        "    set_num_threads(count)\n"
+        "torch.set_num_threads = tell\n"
+        f"runpy.run_path({str(RUNNER)!r}, run_name='__main__')\n"
+    )
+    return script
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [lazy, yaml], ids=["lazy", "yaml"])
-def test_sigterm_as_slurm_sends_it(words, shapes, tmp_path):
+def test_sigterm_as_slurm_sends_it(words, shapes, told_at_once, tmp_path):
     unbroken, work_dir = tmp_path / "unbroken", tmp_path / "run"
     process, log = start(unbroken, words(unbroken, shapes))
     assert status(process, log) == 0, log.read_text()[-4000:]
-    process, log = start(work_dir, words(work_dir, shapes))
-    # YAML's trainer logs no iteration before the twentieth.
-    wait_for(r"iter: 2 " if words is lazy else "Starting training", log)
-    os.killpg(process.pid, signal.SIGTERM)
+    if words is lazy:
+        process, log = start(work_dir, words(work_dir, shapes))
+        wait_for(r"iter: 2 ", log)
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process, log = start(work_dir, words(work_dir, shapes), told_at_once)
     assert status(process, log) == 75, log.read_text()[-4000:]
     assert "Told to stop: saved interrupted.pth after iteration" in log.read_text()
     assert (work_dir / "last_checkpoint").read_text() == "interrupted.pth"

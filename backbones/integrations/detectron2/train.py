@@ -37,7 +37,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from backbones.integrations.detectron2 import ThreadCountHook, register_coco_json
 from backbones.integrations.detectron2.resume import ResumeHook, WholeFileCheckpointer
-from backbones.resume import StopSignals
+from backbones.resume import STOP_SIGNALS
 
 logger = logging.getLogger("detectron2")
 
@@ -233,7 +233,7 @@ def start(arguments: argparse.Namespace) -> None:
         main(arguments)
         return
     if arguments.num_gpus * arguments.num_machines > 1:
-        for number in StopSignals.SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, _pass_on)
     try:
         launch(
