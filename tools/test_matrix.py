@@ -29,6 +29,8 @@ CORE = ("ops", "layers", "mixers", "adapters", "checkpoints", "integrations", "t
 CORE += ("test_classifier.py", "test_resolution.py")
 # What runs on mmcv: all configs built, and the tools of mmdet and mmseg.
 STOCK = ("integrations", "checkpoints", "test_configs.py", "test_stock_tools.py", "test_stock_mmseg_tools.py")
+# What runs on transformers and accelerate: backbones, heads, the Trainer and its program.
+TRANSFORMERS = ("integrations", "checkpoints", "tools/test_train_transformers.py")
 # What mmcv's build takes from the environment.
 BUILD = ("setuptools>=77,<81", "wheel", "ninja", "psutil")
 ORIGINAL = ("mmengine==0.10.7", "mmdet==3.3.0", "mmsegmentation==1.2.2", "ftfy", "regex")
@@ -37,6 +39,9 @@ ONEDL = ("onedl-mmengine", "onedl-mmdetection", "onedl-mmsegmentation", "ftfy", 
 FRAMEWORKS = {"mmengine": "mmengine", "mmcv": "mmcv", "mmdet": "mmdet", "mmsegmentation": "mmseg"}
 FRAMEWORKS |= {"onedl-mmengine": "OneDL mmengine", "onedl-mmcv": "mmcv"}
 FRAMEWORKS |= {"onedl-mmdetection": "mmdet", "onedl-mmsegmentation": "mmseg"}
+FRAMEWORKS |= {"transformers": "transformers", "accelerate": "accelerate"}
+# Of the extras `transformers` and `eval`, what the Trainer's program and its tests ask for beside these.
+SCORES = ("torchvision", "pillow", "matplotlib", "hotcoco", "pycocotools", "pyyaml", "scipy", "tqdm")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ ENVIRONMENTS = {
     "newest": Environment("3.12", CORE, ("torch", "timm")),
     "newest-onedl": Environment("3.13", STOCK, ("torch", "torchvision", "timm"), "onedl-mmcv", ONEDL),
     "original": Environment("3.10", STOCK, ("torch==2.6.0", "torchvision", "timm==1.0.3"), "mmcv==2.1.0", ORIGINAL),
+    "oldest-transformers": Environment(
+        "3.11", TRANSFORMERS, ("torch==2.6.0", "transformers==5.24.0", "accelerate==1.1.0", *SCORES)
+    ),
+    "older-transformers": Environment("3.11", ("integrations",), ("torch==2.6.0", "transformers==4.57.1", *SCORES)),
+    "newest-transformers": Environment("3.13", TRANSFORMERS, ("torch", "transformers", "accelerate", *SCORES)),
     "set-up-3.10": Environment("3.10", STOCK),
     "set-up-3.13": Environment("3.13", STOCK),
 }

@@ -1,5 +1,6 @@
 """Frameworks that are absent, old or broken: packages that stand in for them, in processes of their own."""
 
+import importlib
 import multiprocessing
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import traceback
 
 import pytest
+from packaging.version import Version
 
 import backbones.integrations
 from backbones.integrations.frameworks import ADAPTERS, FrameworkError, needed, timm_names
@@ -144,6 +146,17 @@ def test_an_integration_that_is_imported_by_name_says_why_it_cannot_be(tmp_path,
             __import__(f"backbones.integrations.{module}")
 
     with_packages(tmp_path, {package: {"__init__": text}}, ask)
+
+
+@pytest.mark.parametrize("package, oldest", [("timm", "1.0.3"), ("transformers", "5.24.0")])
+def test_an_installed_framework_that_is_too_old_is_named(package, oldest):
+    """With the framework itself, not what stands in for it: in the environments of `make test-matrix` that have it."""
+    found = pytest.importorskip(package, reason=f"{package} is not installed").__version__
+    if Version(found) >= Version(oldest):
+        pytest.skip(f"{package} {found} is not too old")
+    words = re.escape(f"{package} {found} is installed; De-focus models need {package} {oldest} or newer")
+    with pytest.raises(FrameworkError, match=words):
+        importlib.import_module(f"backbones.integrations.{package}")
 
 
 def test_mistakes_of_our_own_are_not_laid_to_a_framework():

@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 from PIL import Image
 from pycocotools.coco import COCO

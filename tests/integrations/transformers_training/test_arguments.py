@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 from backbones.integrations.transformers_training import arguments
 

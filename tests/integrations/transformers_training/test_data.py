@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 from backbones.integrations.transformers_training import heads
 from backbones.integrations.transformers_training.augmentation import build_augmentation

@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 import transformers
 from transformers.models.d_fine import modeling_d_fine

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 from backbones.integrations.transformers_training import heads
 from tests.integrations.transformers_training.tiny import BACKBONE, DEFORMABLE, MASK2FORMER, REAL_TIME

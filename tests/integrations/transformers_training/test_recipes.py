@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5.24.0", reason="transformers 5.24 is not installed")
 
 from backbones.integrations.transformers_training import heads
 from backbones.integrations.transformers_training.arguments import parse
