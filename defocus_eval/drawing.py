@@ -21,6 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
+from defocus_eval.formats.masks import run_length_code
 from defocus_eval.logs import METRICS, Evaluation, Run, smooth
 
 # Left, lower, right and upper edge in pixels of a figure.
@@ -77,11 +78,7 @@ def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarra
     Raises:
         InputError: The code is of another size.
     """
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    mask = coco_mask.decode(segmentation)
+    mask = coco_mask.decode(run_length_code(segmentation, height, width))
     if mask.shape != (height, width):
         raise InputError(
             f"a mask of {mask.shape[1]}×{mask.shape[0]} pixels does not fit its image of {width}×{height}; "
@@ -91,7 +88,7 @@ def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarra
 
 
 def box_of_mask(mask: np.ndarray) -> np.ndarray:
-    """x, y, width and height of the smallest box around a mask, `(h, w)` uint8."""
+    """x, y, width and height, `(4,)` float64 in pixels, of the smallest box around a mask, `(h, w)` uint8."""
     return coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask)))
 
 

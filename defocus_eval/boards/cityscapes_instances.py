@@ -13,7 +13,7 @@ from defocus_eval.boards.archive import Member
 from defocus_eval.boards.content import Content, Request
 from defocus_eval.errors import InputError
 from defocus_eval.formats import Truth
-from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, LABELS, frame_of
+from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, LABELS, image_key
 from defocus_eval.formats.cityscapes_instances import Line, find_text_files, read_lines, read_mask
 from defocus_eval.progress import with_progress
 
@@ -32,8 +32,7 @@ def prepare(request: Request, truth: Truth) -> Content:
         InputError: An image has no text file, or two; a line is not what the board takes; a mask is missing, broken,
             used twice, or of another size than its image. Masks are looked at while they are written.
     """
-    stems = [(Path(record["file_name"]).stem, record) for record in truth.images.values()]
-    wanted = {frame_of(stem) or stem: record for stem, record in stems}
+    wanted = {image_key(Path(record["file_name"]).stem): record for record in truth.images.values()}
     files, strangers = find_text_files(request.predictions, wanted)
     content = Content(task="instances")
     if strangers:

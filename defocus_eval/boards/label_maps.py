@@ -14,7 +14,7 @@ from defocus_eval.boards.archive import Member
 from defocus_eval.boards.content import Content, Request
 from defocus_eval.errors import InputError
 from defocus_eval.formats import Predictions, Truth, prediction_maps, read_predictions
-from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, frame_of
+from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, image_key
 from defocus_eval.progress import with_progress
 
 # What trainers write where no class was found; both boards have 0 for it.
@@ -81,8 +81,7 @@ def _place(predictions: Predictions, image_id: int) -> str:
 
 def _file_name(image: str) -> str:
     """`ADE_test_00000001.png`; `berlin_000000_000019.png`."""
-    stem = Path(image).stem
-    return f"{frame_of(stem) or stem}.png"
+    return f"{image_key(Path(image).stem)}.png"
 
 
 def _translate(labels: np.ndarray, translation: np.ndarray, where: str) -> np.ndarray:

@@ -73,3 +73,8 @@ def frame_of(stem: str) -> str | None:
     """`city_sequence_frame`, the part of a file's name that tells which image it belongs to; None if it has none."""
     found = _FRAME.match(stem)
     return found and found[1]
+
+
+def image_key(stem: str) -> str:
+    """What an image, its label map and its predictions are called alike: the frame, or elsewhere the whole stem."""
+    return frame_of(stem) or stem

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
+from defocus_eval.formats.masks import run_length_code
 from defocus_eval.formats.records import Predictions, Task, Truth
 
 # What a file of results may answer, in the order of a report.
@@ -237,10 +237,9 @@ def _compress(mask: Any, size: tuple[int, int], where: str) -> dict:
         if isinstance(mask, dict):
             if sum(mask["counts"]) != size[0] * size[1] or any(count < 0 for count in mask["counts"]):
                 raise ValueError("the counts do not add up to the image")
-            return coco_mask.frPyObjects(mask, *mask["size"])
-        if not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
+        elif not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
             raise ValueError("a polygon has fewer than three corners")
-        return coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+        return run_length_code(mask, *size)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{where}: segmentation is no mask ({error}); write a run-length code, {{'size': [height, width], "

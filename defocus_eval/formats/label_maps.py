@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
 from defocus_eval.formats import cityscapes
+from defocus_eval.formats.cityscapes import image_key
 from defocus_eval.formats.files import image_size, read_label_map
 from defocus_eval.formats.records import Predictions, Truth, TruthKind
 
@@ -78,7 +79,7 @@ def read_prediction_folder(path: Path, truth: Truth) -> Predictions:
     files: dict[int, Path] = {}
     strangers = []
     for file in sorted(path.rglob("*.png")):
-        image_id = wanted.get(_key(file.stem))
+        image_id = wanted.get(image_key(file.stem))
         if image_id is None:
             strangers.append(file)
             continue
@@ -114,7 +115,7 @@ def read_prediction_masks(path: Path, content: list[dict], truth: Truth) -> Pred
         mask = entry.get("segmentation")
         if not isinstance(mask, dict) or "counts" not in mask or "size" not in mask or "category_id" not in entry:
             raise InputError(f"{where} lacks category_id or a run-length code; give the file as Detectron2 wrote it")
-        image_id = wanted.get(_key(Path(entry["file_name"]).stem))
+        image_id = wanted.get(image_key(Path(entry["file_name"]).stem))
         if image_id is None:
             raise InputError(
                 f"{where}: {entry['file_name']} belongs to no image of {truth.path}; give the ground truth that the "
@@ -140,10 +141,13 @@ def read_prediction_masks(path: Path, content: list[dict], truth: Truth) -> Pred
     )
 
 
-def prediction_maps(predictions: Predictions, truth: Truth):
+def prediction_maps(predictions: Predictions, truth: Truth) -> Iterator[tuple[int, np.ndarray]]:
     """Image id and predicted label map, `(h, w)`, for each image in the order of the ground truth.
 
     Where Detectron2's masks leave a pixel free it is 255; where they overlap, the later one counts.
+
+    Raises:
+        InputError: A PNG is missing, broken, or has colours.
     """
     if predictions.files:
         for image_id in truth.images:
@@ -159,15 +163,11 @@ def prediction_maps(predictions: Predictions, truth: Truth):
         yield image_id, labels
 
 
-def _key(stem: str) -> str:
-    return cityscapes.frame_of(stem) or stem
-
-
 def _images_by_key(images: Mapping[int, dict], path: Path) -> dict[str, int]:
     """Image id by the part of its name that predictions share."""
     found: dict[str, int] = {}
     for image_id, record in images.items():
-        key = _key(Path(record["file_name"]).stem)
+        key = image_key(Path(record["file_name"]).stem)
         if key in found:
             raise InputError(f"{path} holds two files for {key}; keep one of them")
         found[key] = image_id

@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from defocus_eval.formats import Predictions, Truth, prediction_maps, read_label_map, read_segment_ids
+from defocus_eval.formats.masks import run_length_code
 from defocus_eval.pages import pictures
 from defocus_eval.pages.palette import BACKGROUNDS, category_colors
 from defocus_eval.progress import with_progress
@@ -30,7 +31,13 @@ Maker = Callable[[int, "Item"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Item:
-    """An image while it is made: its id, its picture's size, and how much smaller than the image it is."""
+    """An image while it is made.
+
+    Attributes:
+        image_id: Its id.
+        size: Width and height of its picture.
+        scale: Both over those of the image.
+    """
 
     image_id: int
     size: tuple[int, int]
@@ -223,11 +230,7 @@ def _code(annotation: dict, record: dict) -> dict:
     segmentation, size = annotation.get("segmentation"), (record["height"], record["width"])
     if not segmentation:
         return coco_mask.encode(np.zeros(size, np.uint8, order="F"))
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, *size)
-    return segmentation
+    return run_length_code(segmentation, *size)
 
 
 def _by_image(records: Sequence[dict]) -> dict[int, list[dict]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
-from defocus_eval.formats import cityscapes
+from defocus_eval.formats.cityscapes import image_key
 from defocus_eval.pages.palette import Color
 
 JPEG_QUALITY = 82
@@ -35,19 +35,15 @@ def find_images(folder: Path, records: Mapping[int, dict]) -> dict[int, Path]:
     found = {image_id: folder / record["file_name"] for image_id, record in records.items()}
     if all(path.suffix.lower() != ".png" and path.is_file() for path in found.values()):
         return found
-    by_key = {_key(path): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES}
+    by_key = {image_key(path.stem): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES}
     for image_id, record in records.items():
-        path = by_key.get(_key(Path(record["file_name"])))
+        path = by_key.get(image_key(Path(record["file_name"]).stem))
         if path is None:
             raise InputError(
                 f"{folder} holds no image for {record['file_name']}; --images must be the folder that it starts from"
             )
         found[image_id] = path
     return found
-
-
-def _key(path: Path) -> str:
-    return cityscapes.frame_of(path.stem) or path.stem
 
 
 def read_small(path: Path, longest: int) -> tuple[str, tuple[int, int], tuple[int, int]]:
@@ -80,7 +76,7 @@ def shrink_mask(code: dict, size: tuple[int, int]) -> str:
 
 
 def label_picture(labels: np.ndarray, colors: Mapping[int, Color], size: tuple[int, int]) -> str:
-    """A label map, `(h, w)`, as PNG in base64; labels without a colour are transparent."""
+    """A label map, `(h, w)`, as PNG of ``size``, (width, height), in base64; what has no colour is transparent."""
     present = [int(label) for label in np.unique(labels) if int(label) in colors]
     indices = np.full(labels.shape, len(present), np.uint8)
     for index, label in enumerate(present):
@@ -89,7 +85,14 @@ def label_picture(labels: np.ndarray, colors: Mapping[int, Color], size: tuple[i
 
 
 def wrong_picture(truth: np.ndarray, labels: np.ndarray, counted: Iterable[int], size: tuple[int, int]) -> str:
-    """The pixels of counted labels that are taken for another, as PNG in base64."""
+    """The pixels of counted labels that are taken for another, as PNG in base64.
+
+    Args:
+        truth: True labels, `(h, w)`.
+        labels: Predicted labels, `(h, w)`.
+        counted: The labels that count.
+        size: Width and height of the picture.
+    """
     wrong = np.isin(truth, list(counted)) & (truth != labels)
     return _palette_png(np.where(wrong, 0, 1).astype(np.uint8), [WRONG], size)
 

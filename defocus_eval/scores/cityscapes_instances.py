@@ -15,7 +15,7 @@ import numpy as np
 
 from defocus_eval.errors import InputError
 from defocus_eval.formats import read_label_map
-from defocus_eval.formats.cityscapes import LABELS, frame_of
+from defocus_eval.formats.cityscapes import LABELS, image_key
 from defocus_eval.formats.cityscapes_instances import find_text_files, read_lines, read_mask
 
 OVERLAPS = np.arange(0.5, 1.0, 0.05)
@@ -58,7 +58,7 @@ def score_instances(predictions: Path, truth: Path) -> dict:
     Raises:
         InputError: There is no ground truth, or an image has no predictions, or broken ones.
     """
-    files = {frame_of(file.stem) or file.stem: file for file in sorted(truth.rglob(f"*{_SUFFIX}.png"))}
+    files = {image_key(file.stem): file for file in sorted(truth.rglob(f"*{_SUFFIX}.png"))}
     if not files:
         raise InputError(f"{truth} holds no *{_SUFFIX}.png; give the folder gtFine of Cityscapes' ground truth")
     answers, _ = find_text_files(predictions, files)

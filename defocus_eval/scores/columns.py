@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 
 from defocus_eval.errors import InputError
 from defocus_eval.formats import Truth
+from defocus_eval.formats.masks import run_length_code
 from defocus_eval.scores.boundary import boundary_iou
 from defocus_eval.scores.matching import THRESHOLDS, Objects, Overlaps
 
@@ -70,12 +71,23 @@ class Columns:
     def _shapes(self, records: list[dict]) -> Shapes:
         if self.task == "bbox":
             return np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
-        images = self.truth.images
-        return [run_lengths(record["segmentation"], images[record["image_id"]]) for record in records]
+        images = [self.truth.images[record["image_id"]] for record in records]
+        return [
+            run_length_code(record["segmentation"], image["height"], image["width"])
+            for record, image in zip(records, images)
+        ]
 
     def overlaps(self, found: Shapes, objects: Shapes, crowd: np.ndarray) -> Overlaps:
-        """IoU of chosen rows of detections and objects, as the task measures it."""
+        """IoU as the task measures it, of whatever rows are asked for.
 
+        Args:
+            found: Boxes `(n, 4)` or masks of the detections.
+            objects: The same of the objects.
+            crowd: Which objects are crowds, `(objects,)` bool.
+
+        Returns:
+            A function of rows of detections and rows of objects to `(rows, targets)` float64.
+        """
         if isinstance(found, np.ndarray) and isinstance(objects, np.ndarray):
             boxes, true_boxes = found, objects
             return lambda rows, targets: coco_mask.iou(boxes[rows], true_boxes[targets], crowd[targets])
@@ -89,8 +101,12 @@ class Columns:
         return masks
 
     def federation(self, found: Objects) -> tuple[np.ndarray, np.ndarray]:
-        """LVIS' rule: which detections are of a class that was looked for in their image, and which of one that was
-        not looked for everywhere in it; both `(n,)` bool."""
+        """LVIS' rule for detections, by what was looked for in their image.
+
+        Returns:
+            Which are of a class that was looked for, and which of one that was not looked for everywhere; both `(n,)`
+            bool.
+        """
         looked_for, partly = (np.zeros((len(self.image_ids), len(self.category_ids)), bool) for _ in range(2))
         for table, key in ((looked_for, "neg_category_ids"), (partly, "not_exhaustive_category_ids")):
             for row, image_id in enumerate(self.image_ids):
@@ -98,15 +114,6 @@ class Columns:
         image, category = self._where(self.truth.data["annotations"])
         looked_for[image, category] = True
         return looked_for[found.image, found.category], partly[found.image, found.category]
-
-
-def run_lengths(segmentation: list | dict, image: dict) -> dict:
-    """Compressed run-length code of polygons or of a code."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, image["height"], image["width"]))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
 
 
 def best_of_each(groups: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
