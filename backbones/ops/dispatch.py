@@ -20,6 +20,7 @@ logger = logging.getLogger("backbones")
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 # What `torch.export` traces where nothing is named, by preference: programs that run without this package.
 _EXPORTED = ("export", "torch")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ def check_devices(**tensors: Tensor) -> None:
         (first, x), *others = tensors.items()
         named = ", ".join(f"{name} on {other.device}" for name, other in others)
         raise ValueError(f"{first} is on {x.device}, {named}: move them to one device")
+
+
+def check_triton_dtypes(**tensors: Tensor) -> None:
+    """Raises ValueError, naming it, if a tensor is in none of the dtypes that Triton kernels read."""
+    for name, x in tensors.items():
+        if x.dtype not in TRITON_DTYPES:
+            raise ValueError(
+                f"the triton backend works on fp32, bf16 or fp16, got {name} in {x.dtype}: "
+                'cast it, or choose backend="torch"'
+            )
 
 
 class Operation:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.dispatch import check_triton_dtypes
 from backbones.ops.gpu import ceil_div, next_power_of_2
 from backbones.ops.layout import rows_adjacent
 
@@ -103,12 +104,7 @@ def working_dtype(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
     Raises:
         ValueError: One of them is neither fp32, bf16 nor fp16.
     """
-    for name, x in dict(q=q, k=k, v=v).items():
-        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"the triton backend works on fp32, bf16 or fp16, got {name} in {x.dtype}: "
-                'cast it, or choose backend="torch"'
-            )
+    check_triton_dtypes(q=q, k=k, v=v)
     return q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
 
 

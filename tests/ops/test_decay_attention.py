@@ -113,7 +113,10 @@ def test_the_compiled_gradient_has_no_gradient():
     [
         (dict(k=torch.zeros(1, 4, 3, 6)), r"q and k must be \(b, l, h, k\)"),
         (dict(decay=torch.zeros(2)), r"decay must be \(3,\) and freq \(3, 4\)"),
-        (dict(v=torch.zeros(1, 4, 3, 12, device="meta")), "q on cpu, k on cpu, v on meta, decay on cpu, freq on cpu"),
+        (
+            dict(v=torch.zeros(1, 4, 3, 12, device="meta")),
+            "q is on cpu, k on cpu, v on meta, decay on cpu, freq on cpu",
+        ),
     ],
 )
 def test_bad_input(change, message):

@@ -283,7 +283,10 @@ def test_saved_memory_does_not_grow_with_the_states():
     [
         (dict(norm_group_dims=7), "norm_group_dims=7 does not divide the 40 channels"),
         (dict(B=torch.zeros(3, 2, 6)), r"B must be \(3, 2, 8\)"),
-        (dict(z=torch.zeros(3, 2, 40, device="meta")), "z is on meta, u on cpu: move them to one device"),
+        (
+            dict(z=torch.zeros(3, 2, 40, device="meta")),
+            "u is on cpu, dt on cpu, z on meta, .*: move them to one device",
+        ),
         (dict(u=torch.zeros(3, 40)), r"u must be \(b, l, d\)"),
         (dict(backend="cuda"), "'cuda' is no backend of defocus_scan; there are: .*torch"),
     ],

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.dispatch import check_triton_dtypes
 from backbones.ops.gpu import ceil_div
 from backbones.ops.layout import rows_adjacent
 from backbones.ops.triton_functions import sigmoid
@@ -130,11 +131,7 @@ def _backward_kernel(
 
 
 def _prepare(x, weight, bias):
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"the triton backend works in fp32 on fp32, bf16 or fp16, got x in {x.dtype}: "
-            'cast it, or choose backend="torch"'
-        )
+    check_triton_dtypes(x=x)
     return rows_adjacent(x), weight.contiguous(), bias.contiguous()
 
 

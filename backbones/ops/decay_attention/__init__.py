@@ -8,7 +8,7 @@ from backbones.ops.decay_attention.cpu import cpu_decay_attention
 from backbones.ops.decay_attention.exported import exported_decay_attention
 from backbones.ops.decay_attention.naive import naive_decay_attention
 from backbones.ops.decay_attention.triton_backend import triton_decay_attention
-from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device, triton_refusal
 
 DECAY_ATTENTION = Operation(
     "decay_attention",
@@ -35,7 +35,9 @@ def decay_attention(
     causal: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """De-focus attention (eq. 8)::
+    """De-focus attention (eq. 8).
+
+    A token's output is::
 
         y_t = Σ_s softmax_s( e^{λ_h |t-s|} · q_tᵀ e^{iθ(t-s)} k_s / √k ) v_s
 
@@ -65,7 +67,7 @@ def decay_attention(
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor) -> None:
-    """The checks that attention and retention share."""
+    """Raises ValueError if shapes or devices do not fit: the checks that attention and retention share."""
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or q.shape[:3] != v.shape[:3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
         raise ValueError(f"q and k must be (b, l, h, k) and v (b, l, h, v), got {shapes}")
@@ -77,6 +79,4 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, freq: Tensor) ->
             f"decay must be {(heads,)} and freq {(heads, channels // 2)} to fit q {tuple(q.shape)}, "
             f"got {tuple(decay.shape)} and {tuple(freq.shape)}"
         )
-    if any(x.device != q.device for x in (k, v, decay, freq)):
-        devices = ", ".join(f"{name} on {x.device}" for name, x in dict(q=q, k=k, v=v, decay=decay, freq=freq).items())
-        raise ValueError(f"the inputs must be on one device, got {devices}")
+    check_devices(q=q, k=k, v=v, decay=decay, freq=freq)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.ops.deformable_attention.levels import level_table
+from backbones.ops.dispatch import check_triton_dtypes
 from backbones.ops.gpu import ceil_div, next_power_of_2
 from backbones.ops.layout import rows_adjacent
 
@@ -198,12 +199,7 @@ def _value_backward_kernel(
 
 
 def _prepare(value, sides, locations, weights):
-    for name, x in dict(value=value, locations=locations, weights=weights).items():
-        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"the triton backend works in fp32 on fp32, bf16 or fp16, got {name} in {x.dtype}: "
-                'cast it, or choose backend="torch"'
-            )
+    check_triton_dtypes(value=value, locations=locations, weights=weights)
     value = rows_adjacent(value)
     shapes = list(zip(sides[::2], sides[1::2], strict=True))
     return value, shapes, locations.contiguous(), weights.contiguous()

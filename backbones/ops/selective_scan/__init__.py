@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from backbones.ops import cpu_extension
-from backbones.ops.dispatch import Backend, Operation, serves_every_device, triton_refusal
+from backbones.ops.dispatch import Backend, Operation, check_devices, serves_every_device, triton_refusal
 from backbones.ops.selective_scan.chunked import chunked_defocus_scan
 from backbones.ops.selective_scan.cpu import cpu_defocus_scan
 from backbones.ops.selective_scan.exported import exported_defocus_scan
@@ -100,8 +100,7 @@ def _check(u, dt, A, B, C, D, z, freq, dt_bias, norm_group_dims):
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} to fit u {(b, l, d)}, got {tuple(tensor.shape)}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}: move them to one device")
+    check_devices(u=u, **{name: tensor for name, (tensor, _) in expected.items()})
     if l == 0:
         raise ValueError("the sequence is empty (l = 0)")
     if n % 2:

@@ -28,7 +28,7 @@ class _Arguments(ctypes.Structure):
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in a dtype with neighbouring channels side by side: itself, where it is so."""
+    """``x``, `(b, l, ·)`, in a dtype with neighbouring channels side by side: itself, where it is so."""
     return rows_adjacent(x.to(dtype))
 
 

@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backbones.ops.dispatch import check_triton_dtypes
 from backbones.ops.gpu import ceil_div, gpu_of, next_power_of_2
 from backbones.ops.layout import rows_adjacent
 from backbones.ops.selective_scan.naive import NORM_EPS
@@ -435,8 +436,11 @@ def _output_backward_kernel(
     d: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of z; of each token and norm group the two numbers that give the gradient of y; and what each segment
-    adds to the gradient of the state before it."""
+    """Gradient of z, and what those of y and of the states before the segments follow from.
+
+    Of each token and norm group the two numbers that give the gradient of y; of each segment what it adds to the
+    gradient of the state before it.
+    """
     lane, state = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (2 * CHUNK * WIDTH)
 
@@ -583,8 +587,10 @@ def _scan_backward_kernel(
     d: tl.constexpr, GROUP: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
     FOLDS: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients before the scan. Partial sums by segment of dA (in place of the carries), dD and dbias; by part of the
-    channels of dB and dC."""
+    """Gradients before the scan.
+
+    Partial sums by segment of dA (in place of the carries), dD and dbias; by part of the channels of dB and dC.
+    """
     TILE: tl.constexpr = BLOCK_N * BLOCK_D
     lane, state = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     # Δ by token, and the state before every fourth.
@@ -718,12 +724,7 @@ def _prepare(u, dt, A, B, C, D, z, freq, dt_bias):
             f"the triton backend has at most {MAX_STATES} states a channel, for a program keeps all of them in "
             f'registers, got {A.shape[1]}: choose backend="torch"'
         )
-    for name, x in dict(u=u, dt=dt, B=B, C=C, z=z).items():
-        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"the triton backend works in fp32 on fp32, bf16 or fp16, got {name} in {x.dtype}: "
-                'cast it, or choose backend="torch"'
-            )
+    check_triton_dtypes(u=u, dt=dt, B=B, C=C, z=z)
     u, dt, B, C, z = (rows_adjacent(x) for x in (u, dt, B, C, z))
     # By state, so that channels next to each other lie next to each other.
     A, D, freq, dt_bias = (x.float().contiguous() for x in (A.mT, D, freq, dt_bias))
