@@ -7,7 +7,6 @@ added. The gates of what is added start at zero, so that a pre-trained backbone 
 """
 
 import itertools
-import math
 from typing import Any, cast
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from backbones.adapters.adapted import Adapter
 from backbones.adapters.simple_fpn import ConvNorm
 from backbones.defocus import DefocusBackbone
+from backbones.layers.deformable_attention import DeformableAttention
 from backbones.layers.norms import LayerNorm, LayerNorm2d
-from backbones.ops import deformable_attention
 from backbones.ops.exported import take_first
 
 # Scales, as multiples of the backbone's stride, whose tokens take part; the finest is too long a sequence.
@@ -93,6 +92,7 @@ class InteractionAdapter(Adapter):
 
     @staticmethod
     def read_settings(net: DefocusBackbone) -> dict[str, Any]:
+        """Arguments of the constructor that follow from the backbone: width, groups, stride, channels of the image."""
         return dict(
             in_channels=net.embed_dims,
             num_groups=len(net.out_indices),
@@ -101,6 +101,7 @@ class InteractionAdapter(Adapter):
         )
 
     def check(self, net: DefocusBackbone) -> None:
+        """Raises ValueError if ``out_indices`` do not end the groups, the last at the last block, or strides differ."""
         depth, groups = len(net.blocks), len(self.injectors)
         if len(net.out_indices) != groups or net.out_indices[-1] != depth - 1:
             raise ValueError(
@@ -165,6 +166,9 @@ class SpatialPrior(nn.Module):
         out_channels: Channels of every map.
         patch_size: The backbone's stride, a power of two from 4 on.
         finest: Whether the finest map is wanted; without it there is None in its place.
+
+    Raises:
+        ValueError: ``patch_size`` is no power of two from 4 on.
     """
 
     def __init__(self, in_channels: int, dims: int, out_channels: int, patch_size: int, finest: bool = True):
@@ -204,7 +208,12 @@ def _conv_norm_gelu(in_channels: int, out_channels: int, stride: int) -> nn.Sequ
 
 
 class Injector(nn.Module):
-    """What the prior has to say to each image token; nothing at the start."""
+    """What the prior has to say to each image token; nothing at the start.
+
+    Args:
+        dims: Channels of tokens and prior.
+        **attention: Heads, points and width of the values, as of `DeformableAttention`.
+    """
 
     def __init__(self, dims: int, **attention):
         super().__init__()
@@ -214,14 +223,27 @@ class Injector(nn.Module):
         self.gate = nn.Parameter(torch.zeros(dims))
 
     def forward(self, x: Tensor, prior: Tensor, shapes: list[tuple[int, int]], points: Tensor) -> Tensor:
-        """What to add to the backbone's map ``x`` `(b, c, rows, columns)`, in its dtype."""
+        """What to add to the backbone's map, in its dtype.
+
+        Args:
+            x: The map, `(b, c, rows, columns)`.
+            prior: The prior's tokens, `(b, s, c)`.
+            shapes: (height, width) of each of the prior's maps; the areas sum to s.
+            points: Where the map's tokens lie on the prior's maps, `(rows · columns, 2)`, as of `DeformableAttention`.
+        """
         query = self.query_norm(x.flatten(2).mT)
         out = self.gate * self.attention(query, self.value_norm(prior), shapes, points)
         return out.to(x.dtype).mT.unflatten(2, x.shape[-2:])
 
 
 class Extractor(nn.Module):
-    """Reads the backbone's map into the prior's tokens, then mixes these among neighbours."""
+    """Reads the backbone's map into the prior's tokens, then mixes these among neighbours.
+
+    Args:
+        dims: Channels of tokens and prior.
+        ffn_ratio: Width of the feed-forward as a share of ``dims``.
+        **attention: Heads, points and width of the values, as of `DeformableAttention`.
+    """
 
     def __init__(self, dims: int, ffn_ratio: float, **attention):
         super().__init__()
@@ -235,7 +257,14 @@ class Extractor(nn.Module):
         self.fc2 = nn.Linear(hidden, dims)
 
     def forward(self, prior: Tensor, shapes: list[tuple[int, int]], x: Tensor, points: Tensor) -> Tensor:
-        """The prior `(b, s, c)` after reading ``x`` `(b, c, rows, columns)`."""
+        """The prior `(b, s, c)` after reading the map.
+
+        Args:
+            prior: Its tokens before, `(b, s, c)`.
+            shapes: (height, width) of each of its maps; the areas sum to s.
+            x: The backbone's map, `(b, c, rows, columns)`.
+            points: Where the prior's tokens lie on that map, `(s, 2)`, as of `DeformableAttention`.
+        """
         value = self.value_norm(x.flatten(2).mT)
         prior = prior + self.attention(self.query_norm(prior), value, [x.shape[-2:]], points)
         hidden = self.fc1(self.ffn_norm(prior))
@@ -244,74 +273,6 @@ class Extractor(nn.Module):
             for t, shape in zip(hidden.split([h * w for h, w in shapes], 1), shapes, strict=True)
         ]
         return prior + self.fc2(F.gelu(torch.cat(maps, 1)))
-
-
-class DeformableAttention(nn.Module):
-    """Queries that choose where to look: `deformable_attention` between its projections.
-
-    Args:
-        dims: Width of queries and output.
-        num_heads: Heads; divides the width of the values.
-        num_levels: Maps to read from.
-        num_points: Points a head and map.
-        value_ratio: Width of the values as a share of ``dims``.
-
-    Raises:
-        ValueError: The width of the values is no multiple of the heads.
-    """
-
-    def __init__(self, dims: int, num_heads: int, num_levels: int, num_points: int, value_ratio: float):
-        super().__init__()
-        values = int(dims * value_ratio)
-        if values % num_heads or not values:
-            raise ValueError(
-                f"num_heads={num_heads} must divide the width of the values, {values} ({dims} times {value_ratio})"
-            )
-        self.sizes = (num_heads, num_levels, num_points)
-        self.value_proj = nn.Linear(dims, values)
-        self.sampling_offsets = nn.Linear(dims, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dims, num_heads * num_levels * num_points)
-        self.output_proj = nn.Linear(values, dims)
-        nn.init.xavier_uniform_(self.value_proj.weight)
-        nn.init.xavier_uniform_(self.output_proj.weight)
-        for linear in (self.value_proj, self.output_proj, self.attention_weights):
-            nn.init.zeros_(linear.bias)
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.sampling_offsets.weight)
-        # The heads look in all directions, point i at i pixels.
-        angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
-        directions = torch.stack([angles.cos(), angles.sin()], -1)
-        directions = directions / directions.abs().amax(-1, keepdim=True)
-        distances = torch.arange(1, num_points + 1)
-        offsets = directions[:, None, None] * distances[:, None]
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(num_heads, num_levels, num_points, 2).flatten())
-
-    def forward(self, query: Tensor, value: Tensor, shapes: list[tuple[int, int]], points: Tensor) -> Tensor:
-        """Reads around a point for each query.
-
-        Args:
-            query: `(b, q, dims)`.
-            value: `(b, s, dims)`, the tokens of all maps.
-            shapes: (height, width) of each map.
-            points: `(q, 2)`, x and y as shares of the maps' sides.
-
-        Returns:
-            `(b, q, dims)`.
-        """
-        heads, levels, count = self.sizes
-        value = self.value_proj(value).unflatten(2, (heads, -1))
-        # Places in fp32: 16 bits cannot tell neighbours apart on a large map.
-        offsets = self.sampling_offsets(query).float().unflatten(2, (heads, levels, count, 2))
-        # Side by side as numbers: an exported program keeps them open.
-        shares = [
-            torch.stack((offset[..., 0] / w, offset[..., 1] / h), -1)
-            for offset, (h, w) in zip(offsets.unbind(3), shapes, strict=True)
-        ]
-        locations = points[:, None, None, None] + torch.stack(shares, 3)
-        weights = self.attention_weights(query).unflatten(2, (heads, levels * count)).float().softmax(-1)
-        weights = weights.unflatten(3, (levels, count))
-        return self.output_proj(deformable_attention(value, shapes, locations, weights).to(query.dtype))
 
 
 def _scaled(side: int, scale: float) -> int:
