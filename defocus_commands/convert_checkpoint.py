@@ -14,10 +14,8 @@ A folder that transformers saved is read as a file is, whatever model it holds.
 """
 
 import argparse
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from backbones.checkpoints import (
     to_mmdet,
     weights_of,
 )
+from defocus_eval.files import replacing
 
 CONVERTERS: dict[str, Any] = {
     "detectron2": to_detectron2,
@@ -183,7 +182,11 @@ def _source(checkpoint: dict, container: str | None) -> str:
 
 
 def read_class_map(path: Path) -> list[int]:
-    """Rows from a text file of one whole number a line."""
+    """Rows from a text file of one whole number a line.
+
+    Raises:
+        ValueError: It cannot be read, or holds something else.
+    """
     try:
         return [int(line) for line in path.read_text().split()]
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -193,9 +196,7 @@ def read_class_map(path: Path) -> list[int]:
 def save(weights: dict, path: Path, container: str) -> None:
     """Writes beside the target and renames, so that an interruption leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -203,11 +204,3 @@ def save(weights: dict, path: Path, container: str) -> None:
             save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}, temporary)
         else:
             torch.save({container: weights}, temporary)
-        # The temporary file was for its maker alone.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

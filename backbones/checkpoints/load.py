@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -129,6 +130,29 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
     model.load_state_dict(weights)
 
 
+class Misfits(NamedTuple):
+    """How weights differ from those of a model, by name.
+
+    Attributes:
+        missing: Names of the model that the weights lack.
+        unexpected: Names of the weights that the model lacks.
+        reshaped: Names that both have, in different shapes.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+
+def find_misfits(shapes: Mapping[str, Shape], own: Mapping[str, Shape]) -> Misfits:
+    """Compares names and shapes of weights with those of a model."""
+    return Misfits(
+        [name for name in own if name not in shapes],
+        [name for name in shapes if name not in own],
+        [name for name in own if name in shapes and shapes[name] != own[name]],
+    )
+
+
 def check_shapes(source: str, shapes: Mapping[str, Shape], model: str, own: Mapping[str, Shape]) -> None:
     """Raises CheckpointError if a backbone's weights are not those of a model, name by name and shape by shape.
 
@@ -138,20 +162,15 @@ def check_shapes(source: str, shapes: Mapping[str, Shape], model: str, own: Mapp
         model: What to call the model.
         own: Name to shape of the model.
     """
-    missing = [name for name in own if name not in shapes]
-    unexpected = [name for name in shapes if name not in own]
-    others = [
-        f"{name} {shapes[name]} in the file, {own[name]} in the model"
-        for name in own
-        if name in shapes and shapes[name] != own[name]
-    ]
+    found = find_misfits(shapes, own)
     problems = []
-    if missing:
-        problems.append(f"lacks {_some(missing)}")
-    if unexpected:
-        problems.append(f"has besides {_some(unexpected)}")
-    if others:
-        problems.append(f"has other shapes: {_some(others, 3)}")
+    if found.missing:
+        problems.append(f"lacks {_some(found.missing)}")
+    if found.unexpected:
+        problems.append(f"has besides {_some(found.unexpected)}")
+    if found.reshaped:
+        both = [f"{name} {shapes[name]} in the file, {own[name]} in the model" for name in found.reshaped]
+        problems.append(f"has other shapes: {_some(both, 3)}")
     if problems:
         family, sizes = describe_backbone(shapes)
         raise CheckpointError(

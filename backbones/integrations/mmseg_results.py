@@ -14,6 +14,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from PIL import Image
 
+from defocus_eval.files import replacing
 from defocus_eval.formats.cityscapes import LABEL_OF_TRAIN_ID, LABELS
 
 _CITYSCAPES = [label.name for label in LABELS if label.counts]
@@ -43,10 +44,8 @@ class BoardLabelMetric(IoUMetric):
             return
         for sample in data_samples:
             labels = sample["pred_sem_seg"]["data"].squeeze().cpu().numpy()
-            path = Path(folder) / f"{Path(sample['img_path']).stem}.png"
-            temporary = path.with_name(f".{path.name}.part")
-            Image.fromarray(self._to_board(labels, sample).astype(np.uint8)).save(temporary, "PNG")
-            temporary.replace(path)
+            with replacing(Path(folder) / f"{Path(sample['img_path']).stem}.png") as temporary:
+                Image.fromarray(self._to_board(labels, sample).astype(np.uint8)).save(temporary, "PNG")
 
     def _to_board(self, labels: np.ndarray, sample: dict) -> np.ndarray:
         if list(self.dataset_meta["classes"]) == _CITYSCAPES:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.checkpoints import CheckpointError, read_checkpoint, weights_of
+from backbones.checkpoints import CheckpointError, find_misfits, read_checkpoint, weights_of
 from backbones.integrations.frameworks import needed
 
 
@@ -78,15 +78,11 @@ def load_whole(model: nn.Module, weights: Mapping[str, Tensor], checkpoint: str)
     Raises:
         CheckpointError: Names or shapes are not those of the model.
     """
-    own = model.state_dict()
-    wrong = {
-        "lacks": own.keys() - weights.keys(),
-        "has besides": weights.keys() - own.keys(),
-        "has in another shape": {
-            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
-        },
-    }
-    said = [f"{verb} {len(names)} ({', '.join(sorted(names)[:3])})" for verb, names in wrong.items() if names]
+    own, shapes = (
+        {name: tuple(value.shape) for name, value in values.items()} for values in (model.state_dict(), weights)
+    )
+    wrong = zip(("lacks", "has besides", "has in another shape"), find_misfits(shapes, own), strict=True)
+    said = [f"{verb} {len(names)} ({', '.join(sorted(names)[:3])})" for verb, names in wrong if names]
     if said:
         raise CheckpointError(
             f"checkpoint {checkpoint} is not of this config, of whose tensors it {'; '.join(said)}: give that "
