@@ -5,9 +5,9 @@ a large detector at 1,024 pixels takes seconds and no memory. docs/flops.md says
 
 Example:
     defocus flops defocus_mamba_base --size 224
-    defocus flops mmdet_configs/dino/dino-4scale_defocus-mamba-base_8xb2-12e_coco.py --size 800 1280 \
+    defocus flops mmdet_configs/dino/dino-4scale_defocus-mamba-base_8xb2-12e_coco.py --size 800 1280 \\
         --json out.json
-    defocus flops mmseg_configs/upernet/upernet_defocus-mamba-base-tap_8xb2-160k_ade20k-512x512.py --size 512 \
+    defocus flops mmseg_configs/upernet/upernet_defocus-mamba-base-tap_8xb2-160k_ade20k-512x512.py --size 512 \\
         --options model.backbone.adapter.type=SimpleFPN
     defocus flops --table docs/flops.md
 """
@@ -67,7 +67,7 @@ def write_tables(document: Path) -> None:
     text = document.read_text()
     root = os.path.relpath(ROOT, document.resolve().parent)
     root = "" if root == "." else f"{root}/"
-    rows, todo = [], entries(ROOT)
+    rows, todo = [], entries()
     for i, entry in enumerate(todo, 1):
         print(f"{i}/{len(todo)} {entry.name}", flush=True)
         try:

@@ -9,6 +9,7 @@ from backbones.defocus import FAMILIES
 from backbones.flops.measure import Measurement
 from backbones.flops.published import FIGURES, find_published
 from backbones.flops.text import in_bytes, unknown_of
+from backbones.model_zoo import CONFIG_FOLDERS, config_files
 from defocus_eval.markdown import fill_blocks, plain_table
 
 HEAD = (
@@ -30,7 +31,7 @@ class Entry:
 
     Attributes:
         part: Block of the document that it stands in.
-        name: As `defocus flops` takes it.
+        name: As `defocus flops` takes it, a config's from the root of the checkout.
         size: Height and width.
         options: Settings that differ from the config's.
     """
@@ -41,8 +42,8 @@ class Entry:
     options: tuple[str, ...] = ()
 
 
-def entries(root: Path) -> list[Entry]:
-    """All configs and names of the project below ``root``, and the models with published figures, at usual sizes."""
+def entries() -> list[Entry]:
+    """All configs and names of the project, and the models with published figures, at usual sizes."""
     found = [
         Entry("classification", f"defocus_{family.removeprefix('Defocus').lower()}_{arch}", (224, 224))
         for family, kind in FAMILIES.items()
@@ -50,19 +51,14 @@ def entries(root: Path) -> list[Entry]:
     ]
     found.append(Entry("classification", "defocus_mamba_large", (384, 384)))
     found += [Entry("classification", figure.name, figure.size) for figure in FIGURES]
-    for folder in ("mmdet_configs", "mmseg_configs"):
-        found += [Entry(folder, _relative(path, root), _size(path)) for path in sorted((root / folder).glob("*/*.py"))]
-    for path in sorted((root / "detectron2_projects").glob("*/configs/**/*")):
-        if path.suffix in (".py", ".yaml") and path.parent.name not in ("common", "__pycache__"):
-            # There the number of classes comes from a data set that need not be there.
-            counted = path.suffix == ".py" and path.parent.name in ("custom", "shapes")
-            options = ("data.num_classes=80",) if counted else ()
-            found.append(Entry("detectron2_projects", _relative(path, root), _size(path), options))
+    for name in config_files():
+        framework, _, file = name.partition("/")
+        path = Path(CONFIG_FOLDERS[framework], file)
+        # Here the number of classes comes from a data set that need not be there.
+        counted = framework == "detectron2" and path.suffix == ".py" and path.parent.name in ("custom", "shapes")
+        options = ("data.num_classes=80",) if counted else ()
+        found.append(Entry(CONFIG_FOLDERS[framework], path.as_posix(), _size(path), options))
     return found
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
 
 
 def _size(path: Path) -> tuple[int, int]:

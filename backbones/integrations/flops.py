@@ -4,7 +4,6 @@ Each framework's compiled functions run on shapes here: deformable attention as 
 and pooling as what they give at most. They are listed by name, for no dispatcher shows them.
 """
 
-import ast
 import contextlib
 import importlib
 import inspect
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from backbones.flops import FlopCounter, Subject
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
-from backbones.integrations.networks import read_settings
+from backbones.integrations.networks import is_lazy, read_settings
 
 
 def find_subject(name: str, size: tuple[int, int], options: Sequence[str] = ()) -> Callable[[], Subject]:
@@ -61,12 +60,7 @@ def kind_of(name: str) -> str:
         return "timm"
     if not path.is_file():
         raise ValueError(f"there is no file {name}: give a config, or a name of timm")
-    if kind is None:
-        # mmengine's configs assign and name what they inherit in `_base_`; lazy ones import it.
-        body = ast.parse(path.read_text()).body
-        imports = any(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in body)
-        kind = "detectron2" if imports else "openmmlab"
-    return kind
+    return kind or ("detectron2" if is_lazy(path) else "openmmlab")
 
 
 def _timm(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:

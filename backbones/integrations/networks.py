@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +122,28 @@ def read_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise ValueError(f"an argument of the network is KEY=VALUE, as causal=False; got {pair!r}")
         settings[key] = read_value(value)
     return settings
+
+
+def is_lazy(config: Path) -> bool:
+    """Whether a Python file is one of Detectron2's lazy configs: it imports Detectron2, detrex, or its neighbours.
+
+    mmengine's configs name their neighbours by ``_base_`` or inherit them within ``with read_base():``.
+
+    Raises:
+        ValueError: The file is no Python.
+    """
+    try:
+        body = ast.parse(config.read_text()).body
+    except SyntaxError as error:
+        raise ValueError(f"{config} is no config: {error}") from error
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            names = ["." * node.level + (node.module or "")]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if any(name.startswith((".", "detectron2", "detrex", "omegaconf")) for name in names):
+            return True
+    return False
 
 
 def backbone_of_config(path: str) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]:

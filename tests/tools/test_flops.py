@@ -64,7 +64,7 @@ def test_published_figures_are_multiply_adds(figure):
 
 
 def test_the_table_has_a_row_for_every_config():
-    found = entries(ROOT)
+    found = entries()
     names = {entry.name for entry in found}
     for folder in ("mmdet_configs", "mmseg_configs"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("*/*.py")} <= names
@@ -84,7 +84,7 @@ def test_the_table_has_a_row_for_every_config():
 
 def test_the_page_has_every_row():
     text = (ROOT / "docs/flops.md").read_text()
-    assert [entry.name for entry in entries(ROOT) if kept_row(entry, text, "../") is None] == [], (
+    assert [entry.name for entry in entries() if kept_row(entry, text, "../") is None] == [], (
         "python tools/flops.py --table docs/flops.md writes them"
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from backbones.checkpoints import read_checkpoint, weights_of
-from backbones.integrations.app.predictions import Opened, Prediction, best_objects
+from backbones.integrations.app.predictions import Opened, Prediction, best_objects, labels_of, normalisation_of
 from backbones.integrations.frameworks import needed
 from backbones.integrations.whole_models import load_whole
 
@@ -44,7 +44,7 @@ def open_lazy_config(config: str, checkpoint: str, device: str = "cpu") -> Opene
     red_first = _image_format(model, mapper) == "RGB"
     augmentations = AugmentationList([instantiate(entry) for entry in (mapper or {}).get("augmentations", [])])
     predict = partial(_predict, model, augmentations, _class_names(told), red_first)
-    return Opened(model, predict, *_normalisation(model), red_first)
+    return Opened(model, predict, *normalisation_of(model, "pixel_mean", "pixel_std"), red_first)
 
 
 def _image_format(model: nn.Module, mapper: Any) -> str:
@@ -69,13 +69,6 @@ def _class_names(config: Any) -> tuple[Sequence[str], Sequence[str]]:
     return metadata.get("thing_classes", ()), metadata.get("stuff_classes", ())
 
 
-def _normalisation(model: nn.Module) -> tuple[list[float], list[float]]:
-    return tuple(
-        getattr(model, name).flatten().tolist() if hasattr(model, name) else 3 * [other]
-        for name, other in (("pixel_mean", 0.0), ("pixel_std", 1.0))
-    )
-
-
 @torch.no_grad()
 def _predict(
     model: nn.Module,
@@ -97,7 +90,6 @@ def _predict(
             instances.pred_boxes.tensor.numpy(), instances.scores.numpy(), instances.pred_classes.numpy(), masks
         )
     if "sem_seg" in found:
-        certainty, labels = found["sem_seg"].float().softmax(0).max(0)
-        semantic = {"labels": labels.cpu().numpy(), "certainty": certainty.cpu().numpy()}
+        semantic = labels_of(found["sem_seg"].float().softmax(0))
     things, stuff = names
     return Prediction(things, objects, label_names=stuff, **semantic)

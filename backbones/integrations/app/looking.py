@@ -16,7 +16,7 @@ from backbones.analysis.maps import layer_runs
 from backbones.defocus import DefocusBackbone
 from backbones.integrations.app.predictions import Opened, Prediction, to_pixels
 
-# What a user reads to the picture of tools/maps.py that it stands for.
+# What a user reads to the picture of `defocus maps` that it stands for.
 RECIPES = {
     "pixels that three tokens hang on": "erf.png",
     "attention of three tokens": "attention.png",
@@ -89,7 +89,7 @@ def map_runs(looked: Look, layer: int) -> int:
 
 
 def draw_maps(looked: Look, recipe: str, layer: int, tick: Callable[[], object] = lambda: None) -> np.ndarray:
-    """The picture of tools/maps.py of one layer, `(h, w, 3)` uint8.
+    """The picture of `defocus maps` of one layer, `(h, w, 3)` uint8.
 
     Args:
         looked: What has been seen.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.integrations.app.predictions import Opened, Prediction, best_objects
+from backbones.integrations.app.predictions import Opened, Prediction, best_objects, labels_of, normalisation_of
 from backbones.integrations.frameworks import needed
 from backbones.integrations.whole_models import model_of_config
 
@@ -26,10 +26,7 @@ def open_config(config: str, checkpoint: str, device: str = "cpu") -> Opened:
     model.to(device)
     predict = {"mmdet": _detect, "mmseg": _segment}[told.default_scope]
     images = model.data_preprocessor
-    mean, std = (
-        getattr(images, name).flatten().tolist() if hasattr(images, name) else 3 * [other]
-        for name, other in (("mean", 0.0), ("std", 1.0))
-    )
+    mean, std = normalisation_of(images, "mean", "std")
     return Opened(model, partial(predict, model, classes), mean, std, red_first=images._channel_conversion)
 
 
@@ -51,8 +48,7 @@ def _segment(model: nn.Module, classes: tuple[str, ...], pixels: np.ndarray) -> 
     found = inference_model(model, np.ascontiguousarray(pixels[..., ::-1]))
     logits = found.seg_logits.data.float()
     # A head with one output says what is not background.
-    certainty, labels = (logits.softmax(0) if len(logits) > 1 else _two_classes(logits)).max(0)
-    return Prediction(classes, labels=labels.cpu().numpy(), certainty=certainty.cpu().numpy())
+    return Prediction(classes, **labels_of(logits.softmax(0) if len(logits) > 1 else _two_classes(logits)))
 
 
 def _two_classes(probability: torch.Tensor) -> torch.Tensor:

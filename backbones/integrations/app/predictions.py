@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from torch import nn
+from torch import Tensor, nn
 
 from defocus_eval.drawing import DPI, OBJECT_COLORS, DrawnObject, draw_label_map, draw_objects, label_color
 
@@ -83,6 +83,21 @@ class Opened:
     mean: Sequence[float]
     std: Sequence[float]
     red_first: bool = True
+
+
+def labels_of(probabilities: Tensor) -> dict[str, np.ndarray]:
+    """The ``labels`` and the ``certainty`` of a `Prediction`, from the probabilities of classes `(classes, h, w)`."""
+    certainty, labels = probabilities.max(0)
+    return {"labels": labels.cpu().numpy(), "certainty": certainty.cpu().numpy()}
+
+
+def normalisation_of(module: nn.Module, mean: str, std: str) -> tuple[list[float], list[float]]:
+    """The ``mean`` and the ``std`` of an `Opened`: buffers of a module by name; 0 and 1 where it has none."""
+    found = {name: getattr(module, name, None) for name in (mean, std)}
+    return tuple(
+        3 * [absent] if found[name] is None else found[name].flatten().tolist()
+        for name, absent in ((mean, 0.0), (std, 1.0))
+    )
 
 
 def best_objects(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.checkpoints import CheckpointError
 from backbones.integrations.app.predictions import Opened
 from backbones.integrations.frameworks import FrameworkError
+from backbones.integrations.networks import is_lazy
 
 _FORMS = (
     "a folder that transformers saved, or CONFIG.py:CHECKPOINT of mmdet, mmseg or Detectron2 (a lazy config); "
-    "tools/convert_checkpoint.py makes such a folder of other checkpoints"
+    "defocus convert-checkpoint makes such a folder of other checkpoints"
 )
 
 
@@ -73,25 +73,3 @@ class Source:
         # A config is a program of the user's, which raises anything.
         except Exception as error:
             raise ValueError(f"{self.path} cannot be built ({type(error).__name__}: {error})") from error
-
-
-def is_lazy(config: Path) -> bool:
-    """Whether a Python file is one of Detectron2's lazy configs: it imports Detectron2, detrex, or its neighbours.
-
-    mmengine's configs name their neighbours by ``_base_`` or inherit them within ``with read_base():``.
-
-    Raises:
-        ValueError: The file is no Python.
-    """
-    try:
-        body = ast.parse(config.read_text()).body
-    except SyntaxError as error:
-        raise ValueError(f"{config} is no config: {error}") from error
-    for node in body:
-        if isinstance(node, ast.ImportFrom):
-            names = ["." * node.level + (node.module or "")]
-        else:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if any(name.startswith((".", "detectron2", "detrex", "omegaconf")) for name in names):
-            return True
-    return False

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.integrations.app.predictions import Opened, Prediction, best_objects
+from backbones.integrations.app.predictions import Opened, Prediction, best_objects, labels_of
 from backbones.integrations.frameworks import needed
 from backbones.integrations.networks import MEAN, STD
 from backbones.integrations.whole_models import model_of_folder
@@ -92,8 +92,7 @@ def _semantic(outputs: Any, processor: Any, size: tuple[int, int]) -> dict[str, 
 def _pixels(values: Tensor, size: tuple[int, int], as_logits: bool = False) -> dict[str, Any]:
     """Labels and their probabilities from `(1, classes, h, w)` of another resolution."""
     values = F.interpolate(values.float(), size, mode="bilinear", align_corners=False)
-    certainty, labels = (values.softmax(1) if as_logits else values)[0].max(0)
-    return {"labels": labels.cpu().numpy(), "certainty": certainty.cpu().numpy()}
+    return labels_of((values.softmax(1) if as_logits else values)[0])
 
 
 def _classes(outputs: Any, processor: Any, size: tuple[int, int]) -> dict[str, Any]:

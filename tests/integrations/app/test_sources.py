@@ -12,7 +12,8 @@ from PIL import Image
 
 from backbones.analysis.drawing import pictures
 from backbones.integrations.app.looking import RECIPES, draw_maps, look, map_runs
-from backbones.integrations.app.sources import Source, is_lazy
+from backbones.integrations.app.sources import Source
+from backbones.integrations.networks import is_lazy
 
 # Redder than blue.
 PIXELS = np.random.default_rng(0).integers((100, 0, 0), (255, 255, 155), (60, 90, 3), np.uint8)
