@@ -1,9 +1,20 @@
 """How many threads a training on a processor uses, found by timing its steps."""
 
+import os
 from collections import deque
 from statistics import median
 
 import torch
+
+
+def may_choose_threads(device_type: str, processes: int) -> bool:
+    """Whether the number of threads is ours to find: on a CPU, in one process, where ``OMP_NUM_THREADS`` says nothing.
+
+    Args:
+        device_type: Where the model trains, as in ``tensor.device.type``.
+        processes: How many train it.
+    """
+    return device_type == "cpu" and processes == 1 and "OMP_NUM_THREADS" not in os.environ
 
 
 class ThreadCount:
@@ -19,6 +30,9 @@ class ThreadCount:
 
     Args:
         most: Threads to use at most; None for the number that PyTorch uses now.
+
+    Raises:
+        ValueError: ``most`` is less than 1.
     """
 
     TRIAL = 4
@@ -46,6 +60,9 @@ class ThreadCount:
 
     def step(self, seconds: float) -> str | None:
         """Takes the time that a step took, and sets the number of threads of the next one.
+
+        Args:
+            seconds: By the clock, from the beginning of the step to its end.
 
         Returns:
             What was chosen and why, where that changed; else None.

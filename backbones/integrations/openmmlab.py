@@ -5,7 +5,6 @@ alone would do, but any folder of that name that comes first on Python's path wo
 """
 
 import contextlib
-import os
 import time
 
 import torch
@@ -16,7 +15,7 @@ from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
-from backbones.thread_count import ThreadCount
+from backbones.thread_count import ThreadCount, may_choose_threads
 
 with needed("mmengine", oldest="0.10.0"):
     from mmengine.dist import get_world_size
@@ -149,6 +148,9 @@ class LayerDecayOptimWrapperConstructor(ReducedGroupsOptimWrapperConstructor):
     + 1 the final norm) learns at lr · rate^(depth + 1 - i); heads, necks and adapters at lr. What the backbone lists
     in ``no_weight_decay()`` and every vector does not decay. All other keys of ``paramwise_cfg`` are mmengine's, and
     multiply.
+
+    Raises:
+        ValueError: ``layer_decay_rate`` is missing or not in (0, 1], or there is no De-focus backbone to decay.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -162,7 +164,11 @@ class LayerDecayOptimWrapperConstructor(ReducedGroupsOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
     def adjust(self, params: list[dict], module: torch.nn.Module) -> None:
-        """Scales the rates of the backbone's parameters."""
+        """Scales the rates of the backbone's parameters.
+
+        Raises:
+            ValueError: There is no De-focus backbone in ``module``.
+        """
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         # Asked once: each of the names is looked for in the whole backbone.
         backbones = {
@@ -182,8 +188,8 @@ class LayerDecayOptimWrapperConstructor(ReducedGroupsOptimWrapperConstructor):
             if name.startswith(f"{prefix}."):
                 local = name.removeprefix(f"{prefix}.")
                 depth = len(backbone.blocks)
-                scale = self.layer_decay_rate ** (depth + 1 - backbone.get_layer_id(local))
-                group["lr"] = group.get("lr", self.base_lr) * scale
+                factor = self.layer_decay_rate ** (depth + 1 - backbone.get_layer_id(local))
+                group["lr"] = group.get("lr", self.base_lr) * factor
                 undecayed |= local in constants
         if undecayed:
             group["weight_decay"] = 0.0
@@ -198,6 +204,7 @@ class Bf16OptimWrapper(OptimWrapper):
 
     @contextlib.contextmanager
     def optim_context(self, model: torch.nn.Module):
+        """As mmengine's, under bf16 autocast."""
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
 
@@ -212,12 +219,14 @@ class DeformableAttentionHook(Hook):
     """
 
     def before_run(self, runner) -> None:
+        """Puts ours in the place of mmcv's."""
         from mmcv.ops import multi_scale_deform_attn
 
         self._in_place = contextlib.ExitStack()
         self._in_place.enter_context(standing_in(multi_scale_deform_attn))
 
     def after_run(self, runner) -> None:
+        """Puts mmcv's back."""
         self._in_place.close()
 
 
@@ -229,14 +238,16 @@ class ThreadCountHook(Hook):
     """
 
     def before_train(self, runner) -> None:
-        on_cpu = next(runner.model.parameters()).device.type == "cpu"
-        follows = on_cpu and get_world_size() == 1 and "OMP_NUM_THREADS" not in os.environ
-        self.thread_count = ThreadCount() if follows else None
+        """Decides whether there is anything to follow."""
+        device_type = next(runner.model.parameters()).device.type
+        self.thread_count = ThreadCount() if may_choose_threads(device_type, get_world_size()) else None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Starts the clock."""
         self.start = time.perf_counter()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Sets the threads of the next iteration by the time of this one, and logs a change."""
         said = self.thread_count and self.thread_count.step(time.perf_counter() - self.start)
         if said:
             runner.logger.info(said)
@@ -249,21 +260,27 @@ class DropPathScheduleHook(Hook):
     Args:
         start: Rate of the last block at the first step.
         end: The same at the last step.
+
+    Raises:
+        ValueError: A rate outside [0, 1), or no De-focus backbone in the model, before the first step.
     """
 
     def __init__(self, start: float, end: float):
         self.start, self.end = start, end
 
     def before_train(self, runner) -> None:
+        """Makes the schedule for the epochs or iterations of the run."""
         loop = runner.train_loop
         self.by_epoch = hasattr(loop, "max_epochs") and type(loop).__name__ != "IterBasedTrainLoop"
         steps = loop.max_epochs if self.by_epoch else loop.max_iters
         self.schedule = DropPathSchedule(runner.model, self.start, self.end, steps)
 
     def before_train_epoch(self, runner) -> None:
+        """Sets the rate of an epoch."""
         if self.by_epoch:
             self.schedule.step(runner.epoch)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Sets the rate of an iteration, where there are no epochs."""
         if not self.by_epoch:
             self.schedule.step(runner.iter)

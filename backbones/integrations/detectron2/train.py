@@ -38,12 +38,20 @@ from torch.multiprocessing import ProcessExitedException
 from backbones.integrations.detectron2 import ThreadCountHook, register_coco_json
 from backbones.integrations.detectron2.resume import ResumeHook, WholeFileCheckpointer
 from backbones.resume import STOP_SIGNALS
+from backbones.thread_count import may_choose_threads
 
 logger = logging.getLogger("detectron2")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """What each process runs."""
+    """What each process runs.
+
+    Args:
+        arguments: Those of Detectron2's own parser, and ``dataset``: (name, JSON, folder of images) of each.
+
+    Raises:
+        ValueError: The config cannot be trained here, or has nothing that an override names; the message says what.
+    """
     for name, json_file, image_root in arguments.dataset:
         register_coco_json(json_file, image_root, name)
     if Path(arguments.config_file).suffix in (".yaml", ".yml"):
@@ -132,7 +140,7 @@ def _run_lazy(config: DictConfig, arguments: argparse.Namespace) -> None:
     seed = OmegaConf.select(config, "train.seed", default=-1)
     resume = ResumeHook(checkpointer, lambda: instantiate(config.dataloader.train), seed)
     # First, so that it times the step alone.
-    if config.train.device == "cpu" and comm.get_world_size() == 1 and "OMP_NUM_THREADS" not in os.environ:
+    if may_choose_threads(config.train.device, comm.get_world_size()):
         trainer.register_hooks([ThreadCountHook()])
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))])
     if comm.is_main_process():
@@ -193,7 +201,11 @@ class YamlTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        """The evaluator of a data set in COCO's format."""
+        """The evaluator of a data set in COCO's format.
+
+        Raises:
+            ValueError: The data set is of another kind.
+        """
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         if kind != "coco":
             raise ValueError(f"{dataset_name} is to be scored as {kind!r}; use Detectron2's own tools/train_net.py")

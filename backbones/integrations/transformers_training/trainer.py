@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,7 +19,7 @@ from backbones.integrations.transformers_training.data import LabelledImages
 from backbones.integrations.transformers_training.learning import parameter_groups, plan_learning
 from backbones.integrations.transformers_training.scoring import main_scores
 from backbones.resume import StopSignals
-from backbones.thread_count import ThreadCount
+from backbones.thread_count import ThreadCount, may_choose_threads
 from defocus_eval.files import write_text
 
 with needed("transformers", oldest="5.0.0"):
@@ -71,12 +70,17 @@ class LearningTrainer(Trainer):
 
 
 class BeginEpoch(TrainerCallback):
-    """Tells the data which epoch it is, also where a run goes on within one."""
+    """Tells the data which epoch it is, also where a run goes on within one.
+
+    Args:
+        dataset: What is trained on.
+    """
 
     def __init__(self, dataset: LabelledImages):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        """Tells it."""
         self.dataset.begin_epoch(int(state.epoch or 0))
 
 
@@ -92,6 +96,7 @@ class StopOnSignal(TrainerCallback):
         self.received = None
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Asks for a checkpoint and the end, in all processes after the same step, if any was told to stop."""
         received = self.signals.received
         number = torch.tensor(int(received or 0), device=args.device)
         if torch.distributed.is_initialized():
@@ -102,6 +107,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Gives the signals back."""
         self.signals.restore()
 
 
@@ -114,20 +120,22 @@ class FollowThreads(TrainerCallback):
     @staticmethod
     def wanted(device: torch.device) -> bool:
         """Not on a GPU, in several processes, and where ``OMP_NUM_THREADS`` says how many there are to be."""
-        alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-        return device.type == "cpu" and alone and "OMP_NUM_THREADS" not in os.environ
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return may_choose_threads(device.type, processes)
 
     def on_step_begin(self, args, state, control, **kwargs):
+        """Starts the clock."""
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Sets the threads of the next step by the time of this one, and logs a change."""
         said = self.thread_count.step(time.perf_counter() - self.start)
         if said:
             logger.info(said)
 
 
 class WriteLog(TrainerCallback):
-    """Prints losses, and writes them and scores, a line each, to a file that ``tools/report.py --log`` reads.
+    """Prints losses, and writes them and scores, a line each, to a file that ``defocus report --log`` reads.
 
     Args:
         path: The file. What a resumed run did not keep is cut from it.
@@ -137,6 +145,7 @@ class WriteLog(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock, and cuts from the file what lies behind the step that the run goes on from."""
         self._last = (time.perf_counter(), state.global_step)
         if not state.is_world_process_zero:
             return
@@ -145,6 +154,7 @@ class WriteLog(TrainerCallback):
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Writes the losses with the seconds of a step, and logs them with the time that is left."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         start, step = self._last
@@ -163,7 +173,7 @@ class WriteLog(TrainerCallback):
         )
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a line."""
+        """Appends a line of JSON."""
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -181,6 +191,7 @@ class ScoreSometimes(TrainerCallback):
         self.interval, self.score, self.log = interval, score, log
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        """Scores if the epoch is one to score, and writes what came out."""
         epoch = round(state.epoch)
         if epoch % self.interval or state.global_step >= state.max_steps or control.should_training_stop:
             return
