@@ -1,8 +1,15 @@
 # A detector that learns drawn shapes from scratch on a laptop's CPU: what `make demo` trains.
 _base_ = './dino-4scale_defocus-mamba-base_8xb2-12e_coco.py'
 
-data_root = 'work_dirs/shapes/'
-classes = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
+__common = __import__('mmengine').Config.fromfile('{{ fileDirname }}/../common/data/shapes.py')
+data_root, classes, train_dataloader = __common.data_root, __common.classes, __common.train_dataloader
+val_dataloader, test_dataloader = __common.val_dataloader, __common.test_dataloader
+val_evaluator, test_evaluator = __common.val_evaluator, __common.test_evaluator
+train_dataloader.update(
+    batch_size=2,
+    num_workers=0,  # a worker would take a processor from the model
+    persistent_workers=False,
+)
 
 embed_dims = 128
 model = dict(
@@ -34,40 +41,6 @@ model = dict(
     # Noised boxes teach boxes and classes before the queries find them.
     dn_cfg=dict(group_cfg=dict(num_dn_queries=80)),
     test_cfg=dict(max_per_img=50))
-
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction')),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=0,  # a worker would take a processor from the model
-    persistent_workers=False,
-    dataset=dict(
-        **dataset,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='train/'),
-        pipeline=train_pipeline))
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        **dataset,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
-test_evaluator = val_evaluator
 
 # From scratch, in a few thousand steps, the backbone is not to be trained more slowly than the head, and AdamW's second
 # moment is not to average over a thousand of them.

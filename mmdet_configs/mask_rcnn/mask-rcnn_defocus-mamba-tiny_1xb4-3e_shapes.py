@@ -1,8 +1,13 @@
 # Learns boxes and masks of drawn shapes from scratch on a laptop's CPU.
 _base_ = './mask-rcnn_defocus-mamba-base_8xb2-12e_coco.py'
 
-data_root = 'work_dirs/shapes/'
-classes = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
+__common = __import__('mmengine').Config.fromfile('{{ fileDirname }}/../common/data/shapes.py')
+data_root, classes, train_dataloader = __common.data_root, __common.classes, __common.train_dataloader
+val_dataloader, test_dataloader = __common.val_dataloader, __common.test_dataloader
+val_evaluator, test_evaluator = __common.val_evaluator, __common.test_evaluator
+train_dataloader.update(batch_size=4, num_workers=1)
+for __loader in (train_dataloader, val_dataloader, test_dataloader):
+    __loader.dataset.pipeline[1].with_mask = True
 
 channels = 96
 strides = [4, 8, 16]
@@ -49,39 +54,6 @@ model = dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=100),
         rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=60), rcnn=dict(max_per_img=50)))
-
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction')),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    dataset=dict(
-        **dataset,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='train/'),
-        pipeline=train_pipeline))
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        **dataset,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
-test_evaluator = val_evaluator
 
 # From scratch, in a few thousand steps, nothing is to be trained more slowly than the rest.
 optim_wrapper = dict(
