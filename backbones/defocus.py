@@ -174,14 +174,14 @@ class DefocusBackbone(nn.Module):
         if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
             raise ValueError(f"expected images (b, {in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}")
         section = self.section or (1, 1)
-        grid = self.patch_embed(x, (section[0] * self.patch_size, section[1] * self.patch_size))
-        tokens = to_sequence(grid, self.section)
+        patches = self.patch_embed(x, (section[0] * self.patch_size, section[1] * self.patch_size))
+        tokens = to_sequence(patches, self.section)
         # The residual stream stays in fp32 whatever the dtype of the weights.
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         cls_token = self.cls_token.to(dtype).expand(tokens.shape[0], -1, -1)
         rows, columns = ((side + self.patch_size - 1) // self.patch_size for side in x.shape[-2:])
-        layout = TokenGrid(rows, columns, grid.shape[1], grid.shape[2], self.section)
-        return torch.cat((tokens.to(dtype), cls_token), dim=1), layout
+        grid = TokenGrid(rows, columns, patches.shape[1], patches.shape[2], self.section)
+        return torch.cat((tokens.to(dtype), cls_token), dim=1), grid
 
     def run_blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """The sequence `(b, l, embed_dims)` through blocks ``start`` to ``stop`` - 1; None for the last."""

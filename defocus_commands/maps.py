@@ -240,14 +240,14 @@ def to_json(networks: Sequence[Named], options: argparse.Namespace) -> dict[str,
     """All numbers, and what they are of."""
     found = []
     for item in networks:
-        grid = item.maps.layers[0].layer.before
+        layout = item.maps.layers[0].layer.before
         found.append(
             {
                 "name": item.name,
                 "family": item.maps.family,
                 "image": [*item.picture.shape[:2]],
-                "tokens": len(grid.cells),
-                "tokens_on_image": len(grid.image_tokens),
+                "tokens": len(layout.cells),
+                "tokens_on_image": len(layout.image_tokens),
                 "loss": item.maps.loss,
                 "drawn": [item.maps.layers[index].layer.name for index in item.maps.drawn],
                 "summary": item.maps.summary,

@@ -133,7 +133,7 @@ def _centre(layout: Layout, token: int) -> tuple[float, float]:
 def _panel(
     item: Named, title: str, layout: Layout, weights: np.ndarray, mark: tuple[float, float] | None = None
 ) -> list[Panel]:
-    return [Panel(title, item.picture, grid, layout.stride, mark) for grid in layout.to_map(weights)]
+    return [Panel(title, item.picture, values, layout.stride, mark) for values in layout.to_map(weights)]
 
 
 def _draw_panels(rows: Sequence[tuple[str, Sequence[Panel]]], title: str, unit: str = "of the map's maximum") -> Figure:
@@ -143,8 +143,8 @@ def _draw_panels(rows: Sequence[tuple[str, Sequence[Panel]]], title: str, unit: 
     wide = columns * PANEL + 0.9
     lines = textwrap.wrap(title, int(wide * LETTERS_PER_INCH))
     figure = new_figure(wide, len(rows) * (PANEL * tall + 0.25) + 0.2 + 0.15 * len(lines))
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (name, panels) in zip(grid, rows, strict=True):
+    all_axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (name, panels) in zip(all_axes, rows, strict=True):
         for axes in axes_row:
             bare(axes)
         labels = [line for part in name.split("\n") for line in textwrap.wrap(part, LETTERS)]
@@ -156,7 +156,7 @@ def _draw_panels(rows: Sequence[tuple[str, Sequence[Panel]]], title: str, unit: 
         # Beside the first rows: one bar as tall as the figure would be all that is seen of it.
         shrink = min(1.0, 2 / len(rows))
         bar = figure.colorbar(
-            ScalarMappable(Normalize(0, 1), HEAT), ax=grid, aspect=25, pad=0.01, shrink=shrink, anchor=(0, 1)
+            ScalarMappable(Normalize(0, 1), HEAT), ax=all_axes, aspect=25, pad=0.01, shrink=shrink, anchor=(0, 1)
         )
         bar.ax.tick_params(labelsize=7)
         bar.set_label(unit, fontsize=7)
@@ -239,7 +239,7 @@ def pictures(networks: Sequence[Named]) -> dict[str, Callable[[], Figure | None]
     for number, item in enumerate(networks, 1):
         layout = item.maps.layers[0].layer.before
         # A network on grids reads in no order.
-        if layout.sequence:
+        if layout.ordered:
             ending = "" if number == 1 else f"-{number}"
             found[f"scan_order{ending}.png"] = partial(draw_scan_order, item.picture, layout)
             found[f"in_scan_order{ending}.png"] = partial(draw_in_scan_order, item)

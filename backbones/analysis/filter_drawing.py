@@ -28,8 +28,8 @@ def draw_passbands(filters: Filters, layers: Sequence[int]) -> Figure:
         layers: Indices of those to draw.
     """
     figure = new_figure(2.3 * len(layers) + 0.9, 2.2 * len(filters) + 0.4)
-    grid = figure.subplots(len(filters), len(layers), squeeze=False, sharex=True)
-    for row, (state, found) in zip(grid, filters.items(), strict=True):
+    all_axes = figure.subplots(len(filters), len(layers), squeeze=False, sharex=True)
+    for row, (state, found) in zip(all_axes, filters.items(), strict=True):
         for axes, index in zip(row, layers, strict=True):
             layer = found[index]
             slow_first = np.argsort(np.median(np.abs(layer.decay), axis=1), kind="stable")
@@ -46,9 +46,9 @@ def draw_passbands(filters: Filters, layers: Sequence[int]) -> Figure:
             axes.set_title(f"{layer.name}, {state}", loc="left", **TITLE)
             axes.tick_params(labelsize=7)
         row[0].set_ylabel("heads" if len(slow_first) <= 64 else "channels", fontsize=7.5)
-    for axes in grid[-1]:
+    for axes in all_axes[-1]:
         axes.set_xlabel("ω, radians / token", fontsize=7.5)
-    bar = figure.colorbar(image, ax=grid, aspect=30, pad=0.01)
+    bar = figure.colorbar(image, ax=all_axes, aspect=30, pad=0.01)
     bar.set_label("passed, of the peak", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle("Passbands: |λ H(ω)|, root mean square over a bank", fontsize=9.5, x=0.01, ha="left")

@@ -256,7 +256,7 @@ def _numbers(
     seen = (on_image <= queries[:, None]).sum(-1) if layer.causal else np.full(len(queries), len(on_image))
     looked = _focus(attention, before, seen - int(layer.residual))
     # Where a layer changes the grid a token has no index in common with the queries, and no distance in a sequence.
-    along = before.sequence and layer.residual
+    along = before.ordered and layer.residual
     centre = after.positions[np.searchsorted(after.image_tokens, queries)]
     looked |= {
         "distance_tokens": _distance(attention[:, on_image], queries[:, None], on_image[:, None]) if along else None,

@@ -31,7 +31,7 @@ class Layout:
         cells: The cell of each token, row · columns + column, `(n,)`; -1 for tokens that lie nowhere on the image.
         padding: Whether a token is one of padding, `(n,)`.
         class_token: Index of the class token, None without one.
-        sequence: Whether the tokens have an order that the network knows.
+        ordered: Whether the tokens are a sequence, whose order the network knows.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Layout:
     cells: np.ndarray
     padding: np.ndarray
     class_token: int | None = None
-    sequence: bool = False
+    ordered: bool = False
 
     @property
     def image_tokens(self) -> np.ndarray:
@@ -54,10 +54,10 @@ class Layout:
         return (np.stack((cells // self.columns, cells % self.columns), axis=-1) + 0.5) * self.stride
 
     def to_map(self, values: np.ndarray) -> np.ndarray:
-        """Values of all tokens `(…, n)` on the grid `(…, rows, columns)`."""
-        grid = np.zeros((*values.shape[:-1], self.rows * self.columns), values.dtype)
-        grid[..., self.cells[self.image_tokens]] = values[..., self.image_tokens]
-        return grid.reshape(*values.shape[:-1], self.rows, self.columns)
+        """Values of all tokens, `(…, n)`, as a map `(…, rows, columns)`; 0 where no token lies."""
+        found = np.zeros((*values.shape[:-1], self.rows * self.columns), values.dtype)
+        found[..., self.cells[self.image_tokens]] = values[..., self.image_tokens]
+        return found.reshape(*values.shape[:-1], self.rows, self.columns)
 
     def token_at(self, row: float, column: float) -> int:
         """The token at a place on the image, given as fractions of its height and width, each in [0, 1]."""
@@ -179,7 +179,7 @@ def sequence_layout(grid: TokenGrid, patch_size: int) -> Layout:
     row, column = order // grid.padded_columns, order % grid.padded_columns
     inside = (row < grid.rows) & (column < grid.columns)
     cells = np.append(np.where(inside, row * grid.columns + column, -1), -1)
-    return Layout(grid.rows, grid.columns, patch_size, cells, np.append(~inside, False), len(order), sequence=True)
+    return Layout(grid.rows, grid.columns, patch_size, cells, np.append(~inside, False), len(order), ordered=True)
 
 
 def _cut_vit(model: Any, image: Tensor) -> Network:
@@ -191,7 +191,7 @@ def _cut_vit(model: Any, image: Tensor) -> Network:
     cells = np.concatenate((np.full(first, -1), np.arange(rows * columns)))
     # Of the prefix the class token comes first, then registers.
     class_token = 0 if getattr(model, "cls_token", None) is not None else None
-    layout = Layout(rows, columns, stride, cells, np.zeros(len(cells), bool), class_token, sequence=True)
+    layout = Layout(rows, columns, stride, cells, np.zeros(len(cells), bool), class_token, ordered=True)
     layers = tuple(Layer(f"blocks.{i}", block, layout, layout) for i, block in enumerate(model.blocks))
     return _timm_network(model, embed, layers, model.norm, model.forward_head)
 

@@ -89,8 +89,8 @@ def draw_in_scan_order(item: Named) -> Figure:
 
 def _draw_matrix(axes: Axes, weights: np.ndarray, queries: np.ndarray, every: bool) -> None:
     """Queries down, keys to the right; over the maximum of all, or of each row where they are a sample."""
-    scale = weights.max() if every else weights.max(-1, keepdims=True)
-    shown = weights / np.maximum(scale, 1e-30)
+    largest = weights.max() if every else weights.max(-1, keepdims=True)
+    shown = weights / np.maximum(largest, 1e-30)
     shown = np.stack([_shrink(row, LONGEST_MATRIX) for row in shown])
     if every:
         shown = np.stack([_shrink(column, LONGEST_MATRIX) for column in shown.T], axis=1)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.checkpoints.convert import find_backbones
-from backbones.checkpoints.layouts import scales_in_mmdet, to_mmdet
+from backbones.checkpoints.layouts import levels_in_mmdet, to_mmdet
 from backbones.checkpoints.read import CheckpointError
 
 # Where mmdet has an adapter that is a neck.
@@ -43,12 +43,12 @@ def adapter_from_checkpoint(weights: Mapping[str, Tensor]) -> tuple[dict[str, Te
 
 
 def _simple_fpn(own: Mapping[str, Tensor]) -> dict[str, Any]:
-    scales = scales_in_mmdet(_NECK + name for name in own)
+    levels = levels_in_mmdet(_NECK + name for name in own)
     return dict(
         type="SimpleFPN",
         out_channels=own["lateral_convs.0.conv.weight"].shape[0],
-        num_outs=len(scales),
-        start_level=scales[0],
+        num_outs=len(levels),
+        start_level=levels[0],
     )
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from backbones.checkpoints.convert import backbone_from_checkpoint, classifier_heads, find_backbones
 from backbones.checkpoints.read import CheckpointError
 
-# Layers before the two convolutions of each scale, finest first: ×4 has a norm and an activation between its two
-# deconvolutions, the next one deconvolution, the map's own scale nothing, and its half a pooling.
+# Layers before the two convolutions of each level, finest first: stride 4 has a norm and an activation between its two
+# deconvolutions, stride 8 one deconvolution, the backbone's own nothing, and half of it a pooling.
 _LAYERS_BEFORE = (4, 1, 0, 1)
 
 # mmdet's name and detrex'; {} is a number, and a name that ends in a dot is the beginning of several.
@@ -91,11 +91,11 @@ def to_detectron2(
     pyramid = {}
     if prefix.endswith("net."):
         outer = prefix.removesuffix("net.")
-        scales = scales_in_mmdet(weights)
+        levels = levels_in_mmdet(weights)
         adapter = source.removesuffix("net.") + _ADAPTER
-        if scales and not adapted:
-            pyramid = {ours: outer + theirs for ours, theirs in _pyramid(scales, _patch_size(backbone))}
-        elif scales or any(name.startswith("neck.resamples.") for name in others):
+        if levels and not adapted:
+            pyramid = {ours: outer + theirs for ours, theirs in _pyramid(levels, _patch_size(backbone))}
+        elif levels or any(name.startswith("neck.resamples.") for name in others):
             adapter = "neck."
         for name in others:
             if name.startswith(adapter):
@@ -131,8 +131,8 @@ def to_mmdet(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     outer = prefix.removesuffix("net.")
     patch_size = _patch_size(backbone)
     stages = {int(match[1]) for name in others if (match := re.match(re.escape(outer) + r"simfp_(\d+)\.", name))}
-    scales = sorted(stage - _stage(0, patch_size) for stage in stages)
-    pyramid = {outer + theirs: ours for ours, theirs in _pyramid(scales, patch_size)}
+    levels = sorted(stage - _stage(0, patch_size) for stage in stages)
+    pyramid = {outer + theirs: ours for ours, theirs in _pyramid(levels, patch_size)}
     adapter = [name for name in others if name.startswith(outer + _ADAPTER)]
     # Of the adapters the simple pyramid alone is a neck.
     is_neck = any(name.startswith(f"{outer}{_ADAPTER}lateral_convs.") for name in adapter)
@@ -180,13 +180,17 @@ def _patch_size(backbone: Mapping[str, Tensor]) -> int:
     return backbone["patch_embed.projection.weight"].shape[-1]
 
 
-def _stage(scale: int, patch_size: int) -> int:
-    """Detectron2's number of a scale, 0 for the finest: the logarithm of its stride."""
-    return patch_size.bit_length() - 1 - 2 + scale
+def _stage(level: int, patch_size: int) -> int:
+    """Detectron2's number of a level, 0 for the finest: the logarithm of its stride."""
+    return patch_size.bit_length() - 1 - 2 + level
 
 
-def scales_in_mmdet(names: Iterable[str]) -> list[int]:
-    """Which of the four scales `SimpleFPN` has, by its parameters' names."""
+def levels_in_mmdet(names: Iterable[str]) -> list[int]:
+    """Which of the four levels `SimpleFPN` has, by its parameters' names under mmdet; none without a pyramid.
+
+    Raises:
+        CheckpointError: The names do not tell.
+    """
     names = set(names)
     count = 0
     while f"neck.lateral_convs.{count}.norm_layer.weight" in names:
@@ -197,18 +201,18 @@ def scales_in_mmdet(names: Iterable[str]) -> list[int]:
         if f"neck.fpn{start + 1}.0.weight" in names:
             return list(range(start, start + count))
     if count == 1:
-        raise CheckpointError("the pyramid (neck.*) has one scale, and its names do not tell which")
+        raise CheckpointError("the pyramid (neck.*) has one level, and its names do not tell which")
     return [2, 3]
 
 
-def _pyramid(scales: Iterable[int], patch_size: int) -> Iterable[tuple[str, str]]:
+def _pyramid(levels: Iterable[int], patch_size: int) -> Iterable[tuple[str, str]]:
     """mmdet's and Detectron2's name, the latter below the backbone, of each parameter that a pyramid may have."""
-    for i, scale in enumerate(scales):
-        before = _LAYERS_BEFORE[scale]
-        theirs = f"simfp_{_stage(scale, patch_size)}"
+    for i, level in enumerate(levels):
+        before = _LAYERS_BEFORE[level]
+        theirs = f"simfp_{_stage(level, patch_size)}"
         for part in ("weight", "bias"):
             for layer in range(before):
-                yield f"neck.fpn{scale + 1}.{layer}.{part}", f"{theirs}.{layer}.{part}"
+                yield f"neck.fpn{level + 1}.{layer}.{part}", f"{theirs}.{layer}.{part}"
             for layer, ours in enumerate((f"neck.lateral_convs.{i}", f"neck.fpn_convs.{i}"), start=before):
                 yield f"{ours}.conv.{part}", f"{theirs}.{layer}.{part}"
                 yield f"{ours}.norm_layer.{part}", f"{theirs}.{layer}.norm.{part}"

@@ -46,8 +46,8 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     ours, theirs = ours.double(), theirs.double()
     if not ours.numel():
         return 0.0
-    scale = ours.square().mean().sqrt().clamp_min(1)
-    worst = ((ours - theirs).abs().amax() / scale).item()
+    unit = ours.square().mean().sqrt().clamp_min(1)
+    worst = ((ours - theirs).abs().amax() / unit).item()
     return worst if worst == worst else float("inf")
 
 

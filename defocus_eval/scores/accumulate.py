@@ -161,12 +161,12 @@ def average_of_images(matches: Matches, most: int | None = None) -> np.ndarray:
     rows, found_pair = rows[order], found_pair[order]
     # Only detections in a pair with objects; their pairs by number, one after the other.
     known = np.isin(found_pair, pairs)
-    rows, segment = rows[known], np.searchsorted(pairs, found_pair[known])
+    rows, group = rows[known], np.searchsorted(pairs, found_pair[known])
     averages = np.zeros(len(pairs))
     for bit in BITS:
         hit = matches.matched[area, rows] & counted[rows] & bit > 0
-        so_far, found = _sums_within(counted[rows] & bit > 0, segment)[hit], _sums_within(hit, segment)[hit]
-        averages += _averages_within(found, so_far, segment[hit], objects) / len(BITS)
+        so_far, found = _sums_within(counted[rows] & bit > 0, group)[hit], _sums_within(hit, group)[hit]
+        averages += _averages_within(found, so_far, group[hit], objects) / len(BITS)
     image, starts = np.unique(pairs // matches.categories, return_index=True)
     of_images = np.full(matches.images, np.nan)
     if len(image):
@@ -174,26 +174,26 @@ def average_of_images(matches: Matches, most: int | None = None) -> np.ndarray:
     return of_images
 
 
-def _sums_within(values: np.ndarray, segment: np.ndarray) -> np.ndarray:
-    """Running sums that start anew with each segment; segments lie together, in rising order."""
+def _sums_within(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Running sums that start anew with each group; groups lie together, in rising order."""
     sums = np.cumsum(values)
-    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
     before = np.repeat((sums - values)[starts], np.diff([*starts, len(values)]))
     return sums - before
 
 
-def _averages_within(found: np.ndarray, counted: np.ndarray, segment: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """`_average` of each segment, `(segments,)`; what finds nothing is left out, and 0 where nothing is left."""
+def _averages_within(found: np.ndarray, counted: np.ndarray, group: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """`_average` of each group, `(groups,)`; what finds nothing is left out, and 0 where nothing is left."""
     averages = np.zeros(len(objects))
     if not len(found):
         return averages
-    # From the right, each segment lies above the last, so that one maximum serves all.
-    lift = 2.0 * (segment[-1] - segment)
+    # From the right, each group lies above the last, so that one maximum serves all.
+    lift = 2.0 * (group[-1] - group)
     precision = found / (counted + np.spacing(1))
     envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
-    reached = np.searchsorted(RECALLS, found / objects[segment], side="right")
-    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    reached = np.searchsorted(RECALLS, found / objects[group], side="right")
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
     steps = np.diff(reached, prepend=0)
     steps[starts] = reached[starts]
-    averages[segment[starts]] = np.add.reduceat(envelope * steps, starts) / len(RECALLS)
+    averages[group[starts]] = np.add.reduceat(envelope * steps, starts) / len(RECALLS)
     return averages
