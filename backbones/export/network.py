@@ -89,13 +89,18 @@ def patch_of(model: nn.Module) -> int:
 
 
 class Flat(nn.Module):
-    """A network whose outputs, in whatever they are nested, are a tuple of tensors."""
+    """A network whose outputs, in whatever they are nested, are a tuple of tensors.
+
+    Args:
+        model: Of one argument, the images.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for images `(b, c, H, W)`, in order."""
         return tuple(flatten(self.model(images)))
 
 

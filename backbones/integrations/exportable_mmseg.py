@@ -35,6 +35,7 @@ class AveragePool(nn.Module):
         self.rows, self.columns = rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(b, c, h, w)` to `(b, c, rows, columns)`."""
         return _shares(self.rows, x.shape[-2], x) @ x @ _shares(self.columns, x.shape[-1], x).mT
 
 

@@ -31,6 +31,7 @@ class Outputs(nn.Module):
         self.names = names
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The named outputs for images `(b, 3, H, W)`."""
         found = self.model(pixel_values=images)
         return tuple(found[name] for name in self.names)
 

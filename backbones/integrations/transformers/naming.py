@@ -16,7 +16,7 @@ class TurnBack(WeightRenaming):
     __slots__ = ()
 
     def reverse_transform(self) -> "TurnBack":
-        # Files have our names, so that saving has nothing to turn.
+        """Itself: files have our names, so that saving has nothing to turn."""
         return self
 
 

@@ -1,1 +1,1 @@
-"""What `tools/train_transformers.py` knows beyond transformers' Trainer: data sets, heads, learning rates, scores."""
+"""What `defocus train-transformers` knows beyond transformers' Trainer: data sets, heads, learning rates, scores."""

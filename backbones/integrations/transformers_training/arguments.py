@@ -1,4 +1,4 @@
-"""What `tools/train_transformers.py` is told: Trainer's own arguments and those of data, model and run."""
+"""What `defocus train-transformers` is told: Trainer's own arguments and those of data, model and run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass
 class DataArguments:
-    """What is learned from, and scored on."""
+    """What is learned from, and scored on; each field's meaning is its help.
+
+    Raises:
+        ValueError: ``image_size`` is no size.
+    """
 
     train_annotations: str = field(metadata={"help": "COCO json, or folder of label maps"})
     val_annotations: str = field(metadata={"help": "the same of what is scored"})
@@ -63,7 +67,11 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """What learns."""
+    """What learns; each field's meaning is its help.
+
+    Raises:
+        ValueError: A mapping is none, nothing says what learns, or two things do.
+    """
 
     head: str = field(default="rt_detr_v2", metadata={"help": f"one of {', '.join(HEADS)}"})
     backbone: str = field(
@@ -91,7 +99,11 @@ class ModelArguments:
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """Trainer's arguments, with ours."""
+    """Trainer's arguments, with ours; each field's meaning is its help.
+
+    Raises:
+        ValueError: Another ``precision``, or what Trainer refuses.
+    """
 
     output_dir: str = field(default="work_dirs/transformers", metadata={"help": "where all is left"})
     precision: str = field(

@@ -50,7 +50,12 @@ class LabelledImages(Dataset):
         return sample
 
     def read(self, index: int) -> dict[str, Any]:
-        """The image and its annotations as they are in the files."""
+        """The image and its annotations as they are in the files.
+
+        Raises:
+            FileNotFoundError: There is no such image.
+            ValueError: The image is broken, or it and its annotations do not fit each other.
+        """
         raise NotImplementedError
 
 
@@ -259,7 +264,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def collate_boxes(processor, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of `CocoImages` for the DETR family."""
+    """A batch of `CocoImages` for the DETR family.
+
+    Args:
+        processor: The head's image processor.
+        samples: As of `CocoImages.read`.
+
+    Returns:
+        What the processor gives: ``pixel_values`` `(b, 3, H, W)` and ``labels``, of each image a dict with the boxes
+        as centre x, centre y, width, height in shares of its sides.
+    """
     annotations = []
     for sample in samples:
         boxes = sample["boxes"]
@@ -273,7 +287,16 @@ def collate_boxes(processor, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_masks(processor, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of `CocoImages` with masks for Mask2Former, which reads instances from one map of numbers an image."""
+    """A batch of `CocoImages` with masks for Mask2Former, which reads instances from one map of numbers an image.
+
+    Args:
+        processor: The head's image processor.
+        samples: As of `CocoImages.read`, with masks.
+
+    Returns:
+        What the processor gives: ``pixel_values`` `(b, 3, H, W)`, and of each image ``mask_labels`` `(n, H, W)` and
+        ``class_labels`` `(n,)`.
+    """
     maps, labels = [], []
     for sample in samples:
         masks = sample["masks"]
@@ -295,7 +318,16 @@ def collate_masks(processor, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_label_maps(processor, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of `LabelMapImages` for heads of semantic segmentation."""
+    """A batch of `LabelMapImages` for heads of semantic segmentation.
+
+    Args:
+        processor: The head's image processor.
+        samples: As of `LabelMapImages.read`.
+
+    Returns:
+        What the processor gives: ``pixel_values`` `(b, 3, H, W)`, and ``labels`` `(b, H, W)` or, for Mask2Former,
+        masks and classes of each image.
+    """
     maps = [sample["map"].numpy().astype(np.int32) for sample in samples]
     return _plain(processor(images=_images(samples), segmentation_maps=maps, return_tensors="pt"))
 

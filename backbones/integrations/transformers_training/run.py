@@ -72,7 +72,18 @@ def run(data: DataArguments, model: ModelArguments, arguments: RunArguments) -> 
 
 
 def read_data(data: DataArguments, task: str, training: bool, seed: int = 0) -> LabelledImages:
-    """The images to train or to score on."""
+    """The images to train or to score on.
+
+    Args:
+        data: Where they are.
+        task: As of `heads.find_task`.
+        training: Whether they are to be trained on: augmented, and of masks those of the training set.
+        seed: Of the augmentation.
+
+    Raises:
+        ValueError: The files do not fit each other, or a folder of images is not named.
+        FileNotFoundError: An image is not where it should be.
+    """
     annotations = data.train_annotations if training else data.val_annotations
     images = data.train_images if training else data.val_images
     padding_label = data.ignore_label if task == "semantic" else 0

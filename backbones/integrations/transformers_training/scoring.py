@@ -45,7 +45,7 @@ def predict_and_score(
         bf16: Whether to predict under bf16 autocast.
 
     Returns:
-        As of `defocus_eval.evaluate.evaluate`, and so as of ``tools/evaluate.py`` with ``--samples 0``; None in all
+        As of `defocus_eval.evaluate.evaluate`, and so as of ``defocus evaluate`` with ``--samples 0``; None in all
         processes but the first.
     """
     state = PartialState()
