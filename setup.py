@@ -14,6 +14,7 @@ class BuildWithConfigs(build_py):
     """As setuptools', and the folders of `backbones.model_zoo.CONFIG_FOLDERS` as backbones/.mim/configs/FRAMEWORK."""
 
     def run(self) -> None:
+        """Builds, and copies the configs."""
         super().run()
         # An editable install finds them where they are.
         if self.editable_mode:

@@ -49,7 +49,14 @@ class DefocusClassifier(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces both heads by new ones."""
+        """Replaces both heads by new ones.
+
+        Args:
+            num_classes: Outputs of each; 0 for none, the features pass.
+
+        Raises:
+            ValueError: A negative number.
+        """
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no heads) or more, got {num_classes}")
         self.num_classes = num_classes
@@ -75,11 +82,14 @@ class DefocusClassifier(nn.Module):
             x: Images, `(b, c, H, W)`.
             target: What ``criterion`` takes beside logits: classes `(b,)`, or probabilities `(b, num_classes)`.
             criterion: Maps logits and target to a scalar.
+
+        Returns:
+            A scalar.
         """
         return self.loss_of_features(self.forward_features(x), target, criterion)
 
     def loss_of_features(self, tokens: Tensor, target: Tensor, criterion: Callable = F.cross_entropy) -> Tensor:
-        """`loss` from what `forward_features` gives."""
+        """`loss` from what `forward_features` gives, `(b, l, embed_dims)`, the class token last: a scalar."""
         if not self.auxiliary_loss:
             return criterion(self.head(tokens[:, -1]), target)
         main, auxiliary = self.forward_heads(tokens)

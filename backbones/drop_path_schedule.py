@@ -50,5 +50,5 @@ class DropPathSchedule:
         return self.start + (self.end - self.start) * share
 
     def step(self, step: int) -> None:
-        """Sets the rate of ``step``: all state is in the number, so that a resumed run needs no more than it."""
+        """Sets the rate of ``step``, from 0 on: all state is in the number, so that a resumed run needs no more."""
         set_drop_path_rate(self.model, self.rate(step))

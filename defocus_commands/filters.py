@@ -73,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_filters(options: argparse.Namespace) -> dict[str, Sequence[LayerFilters]]:
-    """The filters "before", where they are known, and "after" training."""
+    """The filters "before", where they are known, and "after" training, block by block.
+
+    Raises:
+        InputError: A scale is not positive, or the earlier checkpoint is another network's.
+        CheckpointError: A checkpoint cannot be read or holds no backbone.
+        ValueError: The config has another backbone, or the weights no filters.
+    """
     scales = {}
     if options.config:
         _, settings, _, _ = backbone_of_config(options.config)

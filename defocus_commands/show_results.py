@@ -4,9 +4,9 @@
     OUT/curves.png        with --log: loss over iterations, average precision over epochs or iterations
 
 Example:
-    defocus show-results \
-        --annotations data/shapes/annotations/instances_val.json --images data/shapes/val \
-        --predictions work_dirs/demo/val.bbox.json --log work_dirs/demo/*/vis_data/scalars.json \
+    defocus show-results \\
+        --annotations data/shapes/annotations/instances_val.json --images data/shapes/val \\
+        --predictions work_dirs/demo/val.bbox.json --log work_dirs/demo/*/vis_data/scalars.json \\
         --out work_dirs/demo
 """
 

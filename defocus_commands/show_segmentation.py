@@ -4,9 +4,9 @@
     OUT/curves.png        with --log: loss and mIoU over iterations
 
 Example:
-    defocus show-segmentation --images data/shapes/val --annotations data/shapes/semantic/val \
-        --predictions work_dirs/predictions --classes background circle square --log work_dirs/*/vis_data/scalars.json \
-        --out work_dirs
+    defocus show-segmentation --images data/shapes/val --annotations data/shapes/semantic/val \\
+        --predictions work_dirs/predictions --classes background circle square \\
+        --log work_dirs/*/vis_data/scalars.json --out work_dirs
 """
 
 import argparse

@@ -67,6 +67,9 @@ class Card:
         parameters: Of the whole model, or None.
         speed: `seconds` of the command, `seconds_per_step`, `images_per_second`; what is known of them.
         note: What else a reader should know.
+
+    Raises:
+        InputError: A value means nothing, or one that the kind of card needs is missing.
     """
 
     name: str
@@ -166,7 +169,7 @@ def read_cards(folder: str | Path) -> list[Card]:
 
 
 def write_card(card: Card, path: str | Path) -> None:
-    """Writes a card, what is None left out."""
+    """Writes a card as JSON, whole or not at all; what is None is left out."""
     content = {key: value for key, value in asdict(card).items() if key != "name" and value not in (None, {})}
     write_text(Path(path), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

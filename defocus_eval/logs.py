@@ -129,7 +129,7 @@ def merge_runs(runs: Sequence[Run]) -> Run:
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Running mean over a fifteenth of the values, at least three; at the ends over those that are there."""
+    """Running mean over a fifteenth of the values, at least three; at the ends over those that are there: `(n,)`."""
     window = np.ones(min(len(values), max(3, len(values) // 15)))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 

@@ -42,7 +42,7 @@ def of_detection(detection: Detection, predictions: Predictions) -> list[dict]:
 
 
 def of_semantic(semantic: Semantic, predictions: Predictions) -> list[dict]:
-    """Other ways in which label maps are scored."""
+    """Other ways in which label maps are scored, each with its `who`, `why` and `scores`."""
     official = semantic.official()
     if semantic.truth.kind == "cityscapes" and predictions.writer == "mmseg":
         names = ("category_mIoU", "category_miIoU")

@@ -24,6 +24,7 @@ from studies.variants import VARIANTS
 
 
 def main() -> None:
+    """Runs the study, or with ``--variant`` one run of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each (default: %(default)s)")

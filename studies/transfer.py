@@ -84,6 +84,7 @@ def overrides(detector: str, checkpoint: Path, seed: int) -> dict:
 
 
 def main() -> None:
+    """Runs the study, or with ``--variant`` one training of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="detectors at a time, of one thread each")
     parser.add_argument("--variant", choices=(*DETECTORS, CLASSIFIER.variant), help="train one network")

@@ -16,6 +16,7 @@ FAMILIES = ("mamba", "vit", "retnet")
 
 
 def main() -> None:
+    """Runs the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, default="mamba", help="token mixer of the backbone")
     config_file = CONFIG.format(parser.parse_args().family)

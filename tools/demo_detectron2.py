@@ -14,6 +14,7 @@ CONFIG = "detectron2_projects/rcnn/configs/shapes/mask_rcnn_defocus_mamba_tiny.p
 
 
 def main() -> None:
+    """Runs the demo; ends with what to do where Detectron2 is not installed."""
     if importlib.util.find_spec("detectron2") is None:
         sys.exit(
             "detectron2 is not installed. It comes from its source, and takes some minutes to compile:\n"

@@ -15,6 +15,7 @@ CONFIG = "mmseg_configs/upernet/upernet_defocus-mamba-tiny-fpn_1xb4-3600it_shape
 
 
 def main() -> None:
+    """Runs the demo."""
     os.chdir(ROOT)
     config = Config.fromfile(CONFIG)
     data, work_dir = Path(config.data_root), Path("work_dirs/demo_seg") / Path(CONFIG).stem

@@ -14,6 +14,7 @@ RECIPE = "transformers_recipes/rt_detr_v2_defocus_mamba_tiny_shapes.yaml"
 
 
 def main() -> None:
+    """Runs the demo."""
     os.chdir(ROOT)
     recipe = yaml.safe_load(Path(RECIPE).read_text())
     annotations, work_dir = Path(recipe["val_annotations"]), Path(recipe["output_dir"])

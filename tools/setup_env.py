@@ -37,6 +37,7 @@ if hasattr(torch.BuildExtension, "_add_gnu_cpp_abi_flag"):
 
 
 def main() -> None:
+    """Makes the environment, or ends with what the machine lacks for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
     kinds = parser.add_mutually_exclusive_group()

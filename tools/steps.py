@@ -19,7 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a demo, as `run_step` takes it."""
+    """A command of a demo.
+
+    Attributes:
+        title: What it does.
+        command: Its words; each becomes a string.
+        environment: Instead of this process's own.
+        unless: What it leaves at its end: where that is there, nothing is run.
+        newer_than: What it starts from: where ``unless`` is older, it is run all the same.
+    """
 
     title: str
     command: list
@@ -122,12 +130,10 @@ def fastest_precision() -> list[str]:
 
 
 def run_step(step: Step) -> None:
-    """Runs a command; if it fails or is interrupted, ends the program with what to do next.
+    """Runs a command, or nothing where what it leaves is there.
 
-    Args:
-        step: Its ``title`` says what it does; the parts of its ``command`` become strings; its ``environment`` stands
-            instead of this process's own. Where what it leaves at its end, ``unless``, is there, and is not older than
-            what it starts from, ``newer_than``, nothing is run.
+    Raises:
+        SystemExit: The command failed or was interrupted; the message says what to do next.
     """
     done = step.unless is not None and step.unless.exists()
     if done and step.newer_than is not None:

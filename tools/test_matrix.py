@@ -85,6 +85,7 @@ class CannotMake(Exception):
 
 
 def main() -> None:
+    """Tests the environments that are named, or all; ends with status 1 if any could not be made or failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; all by default")
     names = parser.parse_args().names or list(ENVIRONMENTS)

@@ -67,13 +67,16 @@ class AdaptedBackbone(nn.Module):
 
     @property
     def out_channels(self) -> tuple[int, ...]:
+        """Channels of each map, finest first."""
         return self.adapter.out_channels
 
     @property
     def out_strides(self) -> tuple[int, ...]:
+        """Stride of each map in pixels, finest first."""
         return tuple(int(scale * self.net.patch_size) for scale in self.adapter.scales)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The pyramid of images `(b, c, H, W)`: a map `(b, out_channels[i], ·, ·)` of each stride, finest first."""
         return self.adapter.adapt(self.net, x)
 
     def no_weight_decay(self) -> set[str]:

@@ -12,7 +12,13 @@ from backbones.layers.norms import LayerNorm2d
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias and a norm over channels, named as in the released checkpoints."""
+    """A convolution without bias and a norm over channels, named as in the released checkpoints.
+
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, odd, so that the map keeps its sides.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
@@ -20,6 +26,7 @@ class ConvNorm(nn.Module):
         self.norm_layer = LayerNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(b, in_channels, h, w)` to `(b, out_channels, h, w)`, contiguous."""
         return self.norm_layer(self.conv(x))
 
 
@@ -90,6 +97,7 @@ class Halve(nn.Module):
     """Max-pool 2 that leaves a side of one pixel at one pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(b, c, h, w)` to `(b, c, max(h // 2, 1), max(w // 2, 1))`."""
         # By padding, for the kernel of an exported program is the same for all sizes.
         missing = [torch.sym_max(2 - side, 0) for side in x.shape[-2:]]
         return F.max_pool2d(F.pad(x, (0, missing[1], 0, missing[0]), value=-math.inf), 2)

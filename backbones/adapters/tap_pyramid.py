@@ -74,6 +74,7 @@ class TapPyramid(Adapter):
         self.scales = tuple(0.25 * 2**i for i in range(start_level, start_level + num_outs))
 
     def check(self, net: DefocusBackbone) -> None:
+        """Raises ValueError if ``net`` gives more or fewer maps than there are taps."""
         depth, taps = len(net.blocks), self.taps
         if len(net.out_indices) != taps:
             cure = (

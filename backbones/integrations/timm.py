@@ -57,6 +57,9 @@ class TimmDefocus(DefocusClassifier):
         drop_rate: Dropout before the heads.
         global_pool: "token" only: the class token is what the heads were made for; "" gives all tokens.
         **classifier: As of `DefocusClassifier` and the family, which reject unknown ones.
+
+    Raises:
+        ValueError: Another ``global_pool``, or an argument of the classifier outside its range.
     """
 
     def __init__(
@@ -80,7 +83,15 @@ class TimmDefocus(DefocusClassifier):
         ]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, or with ``pre_logits`` what the first head is given, from `forward_features`."""
+        """Logits, or with ``pre_logits`` what the first head is given, from `forward_features`.
+
+        Args:
+            x: All tokens, `(b, l, embed_dims)`, the class token last.
+            pre_logits: Whether the class token's features are wanted.
+
+        Returns:
+            `(b, num_classes)` or `(b, embed_dims)`; without pooling ``x`` itself.
+        """
         if self.global_pool == "":
             return x
         x = self.head_drop(x)
@@ -106,12 +117,19 @@ class TimmDefocus(DefocusClassifier):
         """Maps after the blocks of ``indices``, and unless ``intermediates_only`` the final tokens before them.
 
         Args:
-            x: Images.
+            x: Images, `(b, in_chans, H, W)`.
             indices: Blocks; an int for the last so many, None for all.
             norm: Apply the final norm to every map; without it only the last block's map has passed it.
             stop_early: Do not run the blocks after the last one asked for.
             output_fmt: "NCHW" only.
             intermediates_only: Return the maps alone.
+
+        Returns:
+            Maps `(b, embed_dims, rows, columns)`, and the tokens `(b, l, embed_dims)`, or with ``stop_early`` the last
+            map in their place.
+
+        Raises:
+            ValueError: Another ``output_fmt``.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -159,7 +177,11 @@ class TimmDefocus(DefocusClassifier):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces both heads."""
+        """Replaces both heads; ``global_pool`` changes too where it is given.
+
+        Raises:
+            ValueError: A negative number of classes.
+        """
         if global_pool is not None:
             self.global_pool = global_pool
         super().reset_classifier(num_classes)
@@ -169,7 +191,7 @@ class TimmDefocus(DefocusClassifier):
         self.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Groups for layer-wise learning-rate decay."""
+        """Patterns of parameters' names by group, for timm's layer-wise learning-rate decay."""
         return dict(
             stem=r"^(?:cls_token|patch_embed)",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],

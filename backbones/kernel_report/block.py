@@ -33,15 +33,25 @@ class Trace:
 
     @property
     def steps(self) -> tuple[Step, ...]:
+        """What both passes start, in order."""
         return self.forward + self.backward
 
     @property
     def moved_bytes(self) -> int:
+        """Bytes between memory and the GPU, each tensor of a step counted once."""
         return sum(step.bytes for step in self.steps)
 
 
 def trace(card: Card, dtype: torch.dtype, released: bool = False, b: int = 2, l: int = PUBLISHED_LENGTH) -> Trace:
-    """Follows a base block as `defocus benchmark block` runs it: weights and input fp32, ``dtype`` by autocast."""
+    """Follows a base block as `defocus benchmark block` runs it: weights and input fp32, ``dtype`` by autocast.
+
+    Args:
+        card: The GPU that launches are cut to.
+        dtype: fp32, or what autocast casts to.
+        released: Whether the block runs the released way, on stand-ins for its packages.
+        b: Images.
+        l: Tokens of each.
+    """
     with Recorder(card).recording() as recorder:
         arch = MambaBlock.archs["base"]
         with torch.device("cuda"):

@@ -63,14 +63,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """A launch, compiled and counted."""
+    """A launch, compiled and counted.
+
+    Attributes:
+        binary: What it compiles to.
+        cost: What it asks of the card.
+    """
 
     binary: Binary
     cost: Cost
 
 
 def measure(launch: Launch, card: Card) -> Measured:
-    """Compiles a launch for a card and counts what it does."""
+    """Compiles a launch for a card and counts what it does.
+
+    Raises:
+        RuntimeError: The kernel does not compile, or a program of it does not end.
+    """
     binary = compile_launch(launch, card.gpu.capability)
     return Measured(binary, cost(binary, launch, card))
 

@@ -81,6 +81,7 @@ class Launch:
 
     @property
     def programs(self) -> int:
+        """Programs of the whole grid."""
         return math.prod(self.grid)
 
     def function(self) -> Any:

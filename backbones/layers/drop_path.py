@@ -21,6 +21,7 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(b, ...)` to the same shape and dtype; in evaluation ``x`` itself."""
         if not self.training or self.drop_prob == 0.0:
             return x
         keep = 1.0 - self.drop_prob
@@ -29,6 +30,7 @@ class DropPath(nn.Module):
         return torch.where(mask, x / keep, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def extra_repr(self) -> str:
+        """The rate, for ``print(model)``."""
         return f"{self.drop_prob:.3f}"
 
 

@@ -22,10 +22,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(..., dims)` to the same shape, in the dtype of the weight."""
         work = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(work), self.weight.shape, self.weight.to(work), self.eps).to(self.weight.dtype)
 
     def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
@@ -33,6 +35,7 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` computed in fp32, the result in the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(..., *normalized_shape)` to the same shape, in the dtype of the weight."""
         work = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(work), self.bias.to(work)
         return F.layer_norm(x.to(work), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
@@ -50,5 +53,6 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(b, channels, h, w)` to the same."""
         # Contiguous because mmcv's RoIAlign takes any map to lie in memory channel by channel, and reads nonsense else.
         return super().forward(x.permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2).contiguous()

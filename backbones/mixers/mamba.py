@@ -25,6 +25,9 @@ class MambaArch:
         state_dims: States of one channel, even.
         conv_kernel: Taps of the causal convolution.
         norm_group_dims: Scan channels that share one root mean square; divides ``inner_dims``.
+
+    Raises:
+        ValueError: A size is no positive integer, the states are odd, or the groups do not divide the channels.
     """
 
     embed_dims: int
@@ -57,6 +60,9 @@ class MambaMixer(nn.Module):
         delta_scale: Divides the step sizes.
         decay: What becomes of A: "learned", "fixed" at its initial values, or "none" (A = 0).
         phase: What becomes of θ: "learned", "fixed" at its initial values, or "none" (θ = 0).
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     A_log: Tensor

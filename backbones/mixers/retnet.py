@@ -23,6 +23,9 @@ class RetNetArch:
         num_heads: Heads of retention; divides ``embed_dims`` into heads of even width, and ``value_dims``.
         value_dims: Width of the values and of the gate.
         ffn_dims: Width of the gated feed-forward network.
+
+    Raises:
+        ValueError: A size is no positive integer, or the heads do not divide the widths.
     """
 
     embed_dims: int
@@ -51,6 +54,9 @@ class RetNetMixer(nn.Module):
         delta_scale: Divides the distance in the decay.
         decay: "learned", "fixed", or "none": as of `Bandpass`.
         phase: The same.
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class GatedFFN(nn.Module):
         self.down = nn.Linear(hidden_dims, dims, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(..., dims)` to the same."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

@@ -21,6 +21,9 @@ class ViTArch:
         depth: Number of blocks.
         num_heads: Heads of attention; divides ``embed_dims`` into heads of even width.
         mlp_ratio: Width of the MLP over ``embed_dims``.
+
+    Raises:
+        ValueError: A size is no positive integer, the ratio not positive, or the heads do not divide the width.
     """
 
     embed_dims: int
@@ -52,6 +55,9 @@ class ViTMixer(nn.Module):
         causal: Whether a token sees itself and earlier ones only.
         decay: "learned", "fixed", or "none": as of `Bandpass`.
         phase: The same.
+
+    Raises:
+        ValueError: Another ``decay`` or ``phase``.
     """
 
     def __init__(

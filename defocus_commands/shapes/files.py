@@ -39,6 +39,16 @@ def image_files(root: Path, split: str, index: int) -> tuple[Path, Path, Path]:
 
 
 def write_split(root: Path, split: str, count: int, size: int, seed: int, pool: Pool | None) -> None:
+    """Draws the images of a split and writes all of its files, the annotations last.
+
+    Args:
+        root: Folder of the set.
+        split: "train" or "val".
+        count: Number of images.
+        size: Long side of the images in pixels.
+        seed: Of the set.
+        pool: Processes that draw; None draws in this one.
+    """
     for folder in (root / split, root / "semantic" / split, root / "panoptic" / split, root / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
     write_image = partial(_write_image, root, split, size, seed)

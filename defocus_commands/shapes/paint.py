@@ -9,8 +9,8 @@ def draw_fill(rng: np.random.Generator, under: np.ndarray, coverage: np.ndarray)
 
     Args:
         rng: Source of randomness.
-        under: What is there, `(h, w, 3)`.
-        coverage: How far the shape covers each pixel, `(h, w)`.
+        under: What is there, `(h, w, 3)`, 0 to 255.
+        coverage: How far the shape covers each pixel, `(h, w)` uint8.
 
     Returns:
         `(h, w, 3)` float32.
@@ -39,6 +39,7 @@ def draw_fill(rng: np.random.Generator, under: np.ndarray, coverage: np.ndarray)
 
 
 def draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A background of like colours, textured or not: `(height, width, 3)` float32, 0 to 255."""
     base = rng.uniform(30, 225, 3)
     canvas = _blend(base, base + rng.normal(0, 35, 3), _pattern(rng, "gradient", height, width, 1.0))
     kind = rng.choice(["plain", "noise", "stripes", "checker", "lines"])

@@ -24,7 +24,15 @@ NOTICED = 0.005
 
 
 class Cell(NamedTuple):
-    """A cell of a table that sorts: what it is sorted by, what it says, and a bar where it is a main number."""
+    """A cell of a table that sorts.
+
+    Attributes:
+        value: What it is sorted by.
+        text: What it says.
+        meter: Length of its bar in percent, where it is a main number.
+        second: Whether it is of the second run.
+        style: Class of the style sheet.
+    """
 
     value: Any
     text: str

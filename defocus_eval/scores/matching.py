@@ -50,7 +50,7 @@ class Objects:
         return len(self.image)
 
     def take(self, rows: np.ndarray) -> Objects:
-        """Some of them."""
+        """Those at ``rows``, indices `(m,)` or a mask `(n,)` bool, in their order."""
         columns = (self.image, self.category, self.area, self.score, self.crowd, self.ignored)
         return Objects(*(column[rows] for column in columns))
 

@@ -37,7 +37,7 @@ class _Results(DatasetEvaluator):
         self._folder = Path(output_dir)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def reset(self):
+    def reset(self) -> None:
         """Forgets what was seen; files of the same images are written over."""
 
     def _save(self, array: np.ndarray, name: str) -> None:
@@ -66,7 +66,7 @@ class PanopticResults(_Results):
         self._annotations = []
 
     def process(self, inputs, outputs):
-        """Writes a PNG for each image."""
+        """Writes a PNG for each image, ids as red + 256·green + 256²·blue."""
         for sample, output in zip(inputs, outputs):
             ids, segments = output["panoptic_seg"]
             ids = ids.cpu().numpy()
@@ -121,7 +121,7 @@ class CityscapesSemanticResults(_Results):
     """
 
     def process(self, inputs, outputs):
-        """Writes a PNG for each image."""
+        """Writes a PNG for each image, label ids as bytes."""
         for sample, output in zip(inputs, outputs):
             labels = output["sem_seg"].argmax(0).cpu().numpy()
             self._save(LABEL_OF_TRAIN_ID[labels], f"{_frame(sample)}.png")

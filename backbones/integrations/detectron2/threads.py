@@ -17,9 +17,11 @@ class ThreadCountHook(HookBase):
         self.thread_count = ThreadCount()
 
     def before_step(self) -> None:
+        """Starts the clock."""
         self.start = time.perf_counter()
 
     def after_step(self) -> None:
+        """Sets the threads of the next step by the time of this one, and logs a change."""
         said = self.thread_count.step(time.perf_counter() - self.start)
         if said:
             logger.info(said)

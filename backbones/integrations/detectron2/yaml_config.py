@@ -33,7 +33,11 @@ add_defocus_config(default_config)
 
 @BACKBONE_REGISTRY.register()
 def build_defocus_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NamedMaps:
-    """The backbone alone, of ``cfg.MODEL.DEFOCUS``."""
+    """The backbone alone, of ``cfg.MODEL.DEFOCUS``.
+
+    Raises:
+        ValueError: ``FAMILY`` is none, or an option is none of the family's or outside its range.
+    """
     family = cfg.MODEL.DEFOCUS.FAMILY
     if family not in BACKBONES:
         raise ValueError(f"MODEL.DEFOCUS.FAMILY is {family!r}; it must be one of {', '.join(BACKBONES)}")
@@ -42,7 +46,11 @@ def build_defocus_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NamedMaps:
 
 @BACKBONE_REGISTRY.register()
 def build_defocus_pyramid_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
-    """Detectron2's simple feature pyramid on the last map of the backbone, with the released pyramid's norms."""
+    """Detectron2's simple feature pyramid on the last map of the backbone, with the released pyramid's norms.
+
+    Raises:
+        ValueError: As of `build_defocus_backbone`.
+    """
     net = build_defocus_backbone(cfg, input_shape)
     pyramid = cfg.MODEL.DEFOCUS.PYRAMID
     top_block = None

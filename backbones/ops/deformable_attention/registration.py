@@ -20,7 +20,6 @@ def register_deformable(name: str, forward: Callable, backward: Callable) -> Cal
     Returns:
         The operator, with the arguments of ``forward``.
     """
-
     # The schemas are written out: PyTorch 2.6 does not infer one from collections.abc.
     attend = torch.library.custom_op(
         f"defocus::deformable_attention_{name}",
