@@ -12,7 +12,7 @@ FAMILY ?= mamba
 # Of `make study`: full (meant for an hour on 2 cores) or quick (10 minutes).
 STUDY ?= full
 
-.PHONY: demo demo-seg demo-d2 demo-hf app study study-transfer test test-matrix test-detectron2 mutants setup lint docs clean-demo
+.PHONY: demo demo-seg demo-d2 demo-hf app study study-transfer test test-order test-alone test-matrix test-detectron2 mutants setup lint docs clean-demo
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(VENV)
@@ -48,6 +48,18 @@ study-transfer: setup
 # A worker a core, of the order of the files, so that those that share something made once mostly share a worker.
 test: setup
 	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# The same in an order that is drawn: of files, and of the tests in each. It says how the same order is had again.
+test-order: SEED := $(or $(SEED),$(shell date +%s))
+test-order: setup
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pytest-randomly>=4"
+	@echo "make test-order SEED=$(SEED)"
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -p randomly --randomly-dont-reset-seed \
+		--randomly-seed=$(SEED)
+
+# Each file of tests in a process of its own.
+test-alone: setup
+	@VENV=$(VENV) .ci/test_alone
 
 # The oldest and newest versions that are promised: an environment each, of 3 to 6 GB, kept in work_dirs/matrix.
 # `make test-matrix ONLY="oldest newest"` tests some of them.
