@@ -1,5 +1,6 @@
 """How the house is divided: CONTRIBUTING's map names every room, no room is too large, and no file."""
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_what_the_map_names_is_there():
 def test_the_map_names_every_package():
     packages = {path.parent for path in FILES if path.name == "__init__.py"}
     assert sorted(map(str, packages - {*mapped()})) == []
+
+
+def test_every_package_says_what_may_be_in_it():
+    said = {
+        str(path.parent.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_text())) or ""
+        for package in (*PACKAGES, "tests")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert sorted(package for package, text in said.items() if not text) == []
+    mirrored = re.findall(r"^Mirrors (\S+)\.$", "\n".join(said.values()), re.MULTILINE)
+    assert len(mirrored) > 10 and [folder for folder in mirrored if not (ROOT / folder).is_dir()] == []
 
 
 def test_no_room_holds_more_than_a_third_of_the_house():

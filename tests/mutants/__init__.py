@@ -1,0 +1,1 @@
+"""Faults that tests must notice, a file for each part of the house, and the program that makes them."""

@@ -1,0 +1,1 @@
+"""Mirrors defocus_eval/pages."""

@@ -1,0 +1,1 @@
+"""Mirrors backbones/integrations/transformers_training."""
