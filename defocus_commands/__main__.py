@@ -39,7 +39,7 @@ def main() -> int:
             raise
         print(
             f"{program} {words[0]} needs {missing}, which is not installed; an extra of defocus-backbones brings it: "
-            "eval, export, mmdet, mmseg, timm or transformers",
+            "app, eval, export, mmdet, mmseg, openvino, timm or transformers",
             file=sys.stderr,
         )
         return 2

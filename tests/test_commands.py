@@ -1,5 +1,6 @@
 """`defocus NAME` and `python -m backbones NAME`: one list of programs, each imported when it is asked for."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -65,6 +66,12 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
     absent("hotcoco.mask")
     status, _, error = run(monkeypatch, capsys, "evaluate", "--help")
     assert status == 2 and error.startswith("defocus evaluate needs hotcoco, which is not installed")
+    listed = (
+        Path("pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("[project.")[0]
+    )
+    # Those left out are for tests, for work on the project, and for one format of checkpoints.
+    extras = {*re.findall(r"^(\w+) = \[", listed, re.MULTILINE)} - {"test", "dev", "safetensors"}
+    assert "app" in extras and extras <= {*re.findall(r"\w+", error)}
     # A fault of our own is not somebody else's absence.
     absent("defocus_eval.gone")
     with pytest.raises(ModuleNotFoundError, match="gone"):
