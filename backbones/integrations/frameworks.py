@@ -36,6 +36,10 @@ def needed(package: str, oldest: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "backbones":
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise FrameworkError(
+                f"{package} is not installed; De-focus models need {package} {oldest} or newer"
+            ) from error
         reason = f"{type(error).__name__}: {error}"
         problem = f"{package} {_installed(package)} cannot be used as it is installed ({reason})"
         raise FrameworkError(f"{problem}; De-focus models need {package} {oldest} or newer, and whole") from error

@@ -163,6 +163,9 @@ def test_mistakes_of_our_own_are_not_laid_to_a_framework():
     with pytest.raises(ImportError) as caught, needed("torch", "2.6"):
         from backbones.ops import no_such_operation  # noqa: F401
     assert not isinstance(caught.value, FrameworkError)
+    message = "^no_such_framework is not installed; De-focus models need no_such_framework 1.2 or newer$"
+    with pytest.raises(FrameworkError, match=message), needed("no_such_framework", "1.2"):
+        pass
     message = r"torch 2\..* is installed; De-focus models need torch 99.1 or newer"
     with pytest.raises(FrameworkError, match=message), needed("torch", "99.1"):
         pass
