@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones import (
@@ -15,6 +14,7 @@ from backbones import (
     SimpleFPN,
     TapPyramid,
 )
+from tests.forked import start
 
 MAMBA = dict(embed_dims=32, inner_dims=64, depth=4, dt_rank=4, norm_group_dims=32)
 SIZES = {
@@ -73,7 +73,10 @@ def train_one(number, model, rank):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes(tmp_path):
-    multiprocessing.spawn(train, (f"file://{tmp_path}/rendezvous",), nprocs=2)
+    processes = [start(train, rank, f"file://{tmp_path}/rendezvous") for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_each_trainable_parameter_gets_a_gradient():

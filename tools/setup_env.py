@@ -25,6 +25,8 @@ REQUIREMENTS = ROOT / "requirements"
 FREE_GIB = 12
 PYTHONS = ((3, 10), (3, 13))
 TRANSFORMERS_PYTHON = (3, 11)
+# What each of mmcv's files begins with.
+MMCV_HEADER = "#include <torch/types.h>\n"
 # Prints the flags that PyTorch's BuildExtension adds and that differ, one a line. PyTorch 2.6 still names ABIs.
 TORCH_FLAGS = """
 import shlex, sysconfig
@@ -249,7 +251,7 @@ def precompile_header(python: Path, folder: Path, environment: dict[str, str]) -
     added = "-fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext"
     found = subprocess.run([python, "-c", TORCH_FLAGS], capture_output=True, text=True)
     compile_ = [*compiler, *cflags.split(), *added.split(), *found.stdout.splitlines()]
-    header.write_text("#include <torch/types.h>\n")
+    header.write_text(MMCV_HEADER)
     made = subprocess.run([*compile_, "-x", "c++-header", header, "-o", f"{header}.gch"], capture_output=True)
     header.write_text("#error the precompiled header was refused\n")
     taken = subprocess.run(

@@ -18,10 +18,10 @@ ARCHS = {
 SIZES = [(1, 8, 8), (2, 8, 8), (1, 5, 3), (1, 8, 90), (2, 49, 37), (1, 96, 96), (1, 8, 2400)]
 
 
-def tiny(family: type[nn.Module], section: int | None = None, pyramid: bool = False) -> Exportable:
-    """A network of one or two blocks on patches of 8 pixels."""
+def tiny(family: type[nn.Module], section: int | None = None, pyramid: bool = False, **sizes: int) -> Exportable:
+    """A network of one or two blocks on patches of 8 pixels, or of other ``sizes``."""
     torch.manual_seed(0)
-    net = family(ARCHS[family], patch_size=8, section_size=section, rope_scale=2.0, delta_scale=1.5)
+    net = family(ARCHS[family] | sizes, patch_size=8, section_size=section, rope_scale=2.0, delta_scale=1.5)
     if pyramid:
         net = AdaptedBackbone(net, SimpleFPN.fit(net, out_channels=8, num_outs=5))
     return of_module(net.eval(), name_maps(net.out_strides))

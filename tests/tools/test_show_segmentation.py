@@ -1,8 +1,6 @@
 """Pictures and curves of a segmentor, from files as mmseg writes them."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from PIL import Image
 
 from defocus_eval.logs import read_logs
+from tests.testing import load_tool
 
 SIZE = (24, 32)
 
@@ -32,16 +31,13 @@ def folder(tmp_path):
 
 
 def show(folder, *options):
-    command = [sys.executable, "tools/show_segmentation.py", "--images", folder / "images"]
-    command += ["--annotations", folder / "truth", "--predictions", folder / "predictions", "--out", folder / "out"]
-    return subprocess.run(
-        [*map(str, command), "--classes", "background", "square", *map(str, options)], capture_output=True, text=True
-    )
+    words = ["--images", folder / "images", "--annotations", folder / "truth", "--out", folder / "out"]
+    words += ["--predictions", folder / "predictions", "--classes", "background", "square", *options]
+    return load_tool("show_segmentation").main([str(word) for word in words])
 
 
 def test_draws_predictions_and_curves(folder):
-    result = show(folder, "--log", folder / "0.json", folder / "1.json")
-    assert result.returncode == 0, result.stderr
+    assert show(folder, "--log", folder / "0.json", folder / "1.json") == 0
     assert (folder / "out/curves.png").stat().st_size > 0
     pixels = np.asarray(Image.open(folder / "out/predictions.png").convert("RGB")).astype(float)
 
@@ -67,7 +63,8 @@ def test_parts_of_a_resumed_run_are_joined(folder):
         (lambda f: Image.new("L", (5, 5)).save(f / "predictions/0.png"), "they must be equal"),
     ],
 )
-def test_a_file_that_is_wrong_is_named(folder, spoil, message):
+def test_a_file_that_is_wrong_is_named(folder, capsys, spoil, message):
     spoil(folder)
-    result = show(folder)
-    assert result.returncode == 2 and message in result.stderr
+    with pytest.raises(SystemExit) as end:
+        show(folder)
+    assert end.value.code == 2 and message in capsys.readouterr().err
