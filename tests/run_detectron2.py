@@ -25,6 +25,7 @@ TESTS = (
     "tests/test_checkpoint_matrix.py",
     "tests/test_detectron2_projects.py",
     "tests/test_detectron2_tools.py",
+    "tests/test_docs_commands.py",
     "tests/test_survival_detectron2.py",
 )
 

@@ -163,6 +163,7 @@ def silence():
 
 @pytest.mark.parametrize("path", MMDET_CONFIGS + MMSEG_CONFIGS, ids=lambda p: p.stem)
 def test_recipe(path):
+    assert path.stem in RECIPES, "write out in RECIPES what it is to train with"
     recipe = RECIPES[path.stem]
     config, model = build(path)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
