@@ -19,9 +19,10 @@ def lines(path: Path) -> int:
 def mapped() -> list[Path]:
     """What the map names, from the root; an entry lies in the folder above it that is indented less."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    (block,) = re.findall(r"^## The map\n\n```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^## The map\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found, folders = [], {}
-    for line in block.splitlines():
+    # Far to the right what is said goes on.
+    for line in re.sub(r"\n {20,}", " ", block).splitlines():
         # The folder at the top of a package need say nothing.
         entry = ENTRY.match(line) or re.match(r"^(?P<indent> *)(?P<names>\w+/)$", line)
         assert entry is not None, f"the map has a line of another form: {line!r}"
