@@ -20,6 +20,7 @@ TESTS = (
     "tests/integrations/test_detectron2_names.py",
     "tests/integrations/test_detectron2_results.py",
     "tests/integrations/test_detectron2_stand_in.py",
+    "tests/integrations/test_detectron2_yaml.py",
     "tests/integrations/test_detrex.py",
     "tests/integrations/test_flops.py",
     "tests/test_checkpoint_matrix.py",

@@ -1,34 +1,23 @@
 """The doctor: each kind of fault is put into a backend, found, and named; what is right is left in peace."""
 
 import itertools
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from backbones.benchmark import clock
 from backbones.benchmark.cases import CASES
-from backbones.doctor import __main__ as program
-from backbones.doctor import checks, diagnosis, speed, surroundings
+from backbones.doctor import checks, surroundings
 from backbones.doctor.diagnosis import Diagnosis, choose, conclude, examine
-from backbones.doctor.records import Check, Choice, Finding, Speed
-from backbones.doctor.report import to_json, to_markdown
+from backbones.doctor.records import Check
+from backbones.doctor.report import to_markdown
 from backbones.ops import cpu_extension
 from backbones.ops.dispatch import Backend, Operation, serves_every_device
 from backbones.ops.retention import RETENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
-from tests.testing import needs_library
 
 SIZE = dict(b=1, l=20, h=2, k=4, v=6)
 CASE = replace(CASES["retention"], small=(SIZE,), published=dict(cpu=SIZE, cuda=SIZE))
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """One turn for the clock; this process may have much to look through for what can be freed."""
-    monkeypatch.setattr(speed, "TURNS", dict(cpu=1, cuda=1))
-    monkeypatch.setattr(clock.gc, "collect", lambda: None)
 
 
 def quiet(text):
@@ -224,48 +213,6 @@ def test_a_gpu_that_answers_no_more_ends_its_checks_and_loses_none(break_backend
     assert any("cpu does not answer any more" in finding.message for finding in result.findings)
 
 
-def choice(operation="scan", taken="quick", spare=("slow",), variable="SCAN", device="cuda"):
-    return Choice(operation, device, variable, taken=taken, spare=list(spare))
-
-
-def timed(backend, both, operation="scan", dtype="bf16"):
-    return Speed(operation, backend, "cuda", "b 1", dtype, forward=both / 3, both=both, peak_bytes=1)
-
-
-def test_a_backend_slower_than_another_is_named_with_its_variable():
-    slow = Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2)])
-    (finding,) = conclude(slow)
-    assert finding.severity == "slow" and slow.status == 0
-    assert finding.message == (
-        "scan: the backend quick takes 1.50 times as long as slow on cuda (b 1; bf16; forward and backward)"
-    )
-    assert finding.cure == "set SCAN=slow"
-    # A tenth is noise; another dtype, device or operation is another matter.
-    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.22), timed("slow", 0.2)]))
-    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2, dtype="fp32")]))
-    assert not conclude(Diagnosis(choices=[choice()], speeds=[timed("quick", 0.3), timed("slow", 0.2, "other")]))
-    assert not conclude(Diagnosis(choices=[choice(device="cpu")], speeds=[timed("quick", 0.3), timed("slow", 0.2)]))
-
-
-def test_a_cure_serves_all_operations_that_the_variable_forces():
-    speeds = [timed("quick", 0.3), timed("slow", 0.2)]
-    both = [choice(), choice("conv")]
-    (finding,) = conclude(Diagnosis(choices=both, speeds=speeds))
-    assert finding.cure == "set SCAN=slow (which conv then takes, too)"
-    without = [choice(), choice("conv", spare=())]
-    (finding,) = conclude(Diagnosis(choices=without, speeds=speeds))
-    assert finding.cure == "no setting of SCAN helps; send this page to us"
-
-
-def test_a_second_gpu_and_a_graph_count_as_checks_of_their_device():
-    wrong = Check("scan", "quick", "cuda:1", "b 1", "fp32", error=1.0, worst="output", limit=1e-3)
-    graph = Check("scan", "quick", "cuda", "b 1", "fp32", error=0.0, limit=1e-3, graph="wrong: output is off by 1e-1")
-    uncaptured = replace(graph, backend="slow", graph="not captured: RuntimeError")
-    (finding,) = conclude(Diagnosis(choices=[choice()], checks=[wrong, graph, uncaptured]))
-    assert "is wrong on cuda:1 (b 1; fp32): output is off by 1.0e+00" in finding.message
-    assert finding.message.endswith(", and 1 more of its checks failed") and finding.cure == "set SCAN=slow"
-
-
 def test_what_a_captured_graph_gives_is_compared(monkeypatch):
     truth = checks.find_truth(CASE, SIZE, "cpu")
     good = checks.run(CASE, SIZE, truth, "torch", torch.float32)
@@ -317,67 +264,6 @@ def test_a_compiler_whose_kernels_do_not_build_is_wrong(monkeypatch):
     facts, findings = surroundings.describe_machine(quiet)
     assert [finding.severity for finding in findings] == ["note"]
     assert facts["C++ compiler"] == "none: no C++ compiler found"
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The program at sizes that take no time, and without the import of the large packages."""
-    cases = {
-        name: replace(case, small=case.small[:1], published=dict(cpu=case.small[0])) for name, case in CASES.items()
-    }
-    monkeypatch.setattr(program, "CASES", cases)
-    monkeypatch.setattr(program, "devices", lambda: ["cpu"])
-    monkeypatch.setattr(surroundings, "PACKAGES", {"timm": "timm", "none": "no_such_package"})
-    # On sizes that take no time none is faster.
-    monkeypatch.setattr(diagnosis, "SLOWER", 1e9)
-
-
-@needs_library
-def test_the_program_here(small, tmp_path, capsys):
-    file = tmp_path / "doctor.json"
-    assert program.main(["--out", str(file)]) == 0
-    out, err = capsys.readouterr()
-    content = json.loads(file.read_text())
-    assert content["status"] == 0 and content["format"] == 1
-    assert content["machine"]["none"] == "not installed" and content["machine"]["PyTorch"].startswith(torch.__version__)
-    assert {record["operation"] for record in content["choices"]} == set(CASES)
-    by_operation = {name: set() for name in CASES}
-    for record in content["checks"]:
-        by_operation[record["operation"]].add(record["backend"])
-        assert record["faults"] == [] and record["error"] <= record["limit"] and record["same_bits"] is True
-    for name, backends in by_operation.items():
-        case = CASES[name]
-        assert backends == {backend.name for backend in checks.runnable(case, "cpu")}
-    assert {record["operation"] for record in content["speeds"]} == set(CASES)
-    for heading in ("# De-focus doctor", "## Machine", "## Against the definition", "## Time and memory"):
-        assert f"{heading}\n" in out
-    assert "| defocus_scan | cpu | cpu | " in out
-    assert "defocus_scan on cpu: b 2" in err and "importing timm" in err
-
-
-def test_a_folder_that_is_not_there_is_said_before_the_work(capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        program.main(["--out", str(tmp_path / "none" / "doctor.json")])
-    assert "there is no folder" in capsys.readouterr().err
-
-
-def test_what_was_found_before_an_interruption_is_kept(small, tmp_path, monkeypatch, capsys):
-    def interrupted(cases, devices, say, result):
-        result.checks.append(Check("scan", "quick", "cpu", "b 1", "fp32", failure="RuntimeError"))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "examine", interrupted)
-    file = tmp_path / "doctor.json"
-    assert program.main(["--out", str(file)]) == 130
-    assert "this was interrupted" in capsys.readouterr().out
-    assert json.loads(file.read_text())["checks"][0]["failure"] == "RuntimeError"
-
-
-def test_pages_hold_what_no_table_and_no_json_can():
-    check = Check("scan", "a|b", "cpu", "b 1", "fp32", error=float("nan"), worst="output", limit=1.0, same_bits=False)
-    page = Diagnosis({"a": "1 | 2"}, [choice()], [check], [], [Finding("note", "a note")])
-    assert "| a | 1 \\| 2 |" in to_markdown(page) and "| a\\|b | b 1 | fp32 | **nan, output** |" in to_markdown(page)
-    assert json.loads(to_json(page))["checks"][0]["error"] == "nan"
 
 
 def test_an_operation_of_any_backends_is_examined(monkeypatch):

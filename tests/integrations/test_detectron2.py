@@ -1,4 +1,4 @@
-"""The backbones as Detectron2's own: its contract, its pyramid, its optimiser's groups, its YAML, its checkpoints."""
+"""The backbones as Detectron2's own: its contract, its pyramid, its optimiser's groups, its checkpoints."""
 
 import copy
 import pickle
@@ -14,8 +14,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed (build it 
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
-from detectron2.config import get_cfg, instantiate
-from detectron2.modeling import SimpleFeaturePyramid, build_backbone
+from detectron2.config import instantiate
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.structures import ImageList
 
@@ -23,27 +22,8 @@ import backbones
 from backbones import SimpleFPN, adapters
 from backbones.checkpoints import CheckpointError, to_detectron2, to_mmdet
 from backbones.integrations import detectron2 as integration
-from backbones.layers.norms import LayerNorm2d
+from tests.integrations.detectron2_networks import ARCHS, FAMILIES, lazy_pyramid
 from tests.testing import assert_close
-
-ARCHS = {
-    "DefocusMamba": dict(embed_dims=64, inner_dims=128, depth=2, dt_rank=4),
-    "DefocusViT": dict(embed_dims=64, depth=2, num_heads=2),
-    "DefocusRetNet": dict(embed_dims=64, depth=2, num_heads=2, value_dims=64, ffn_dims=64),
-}
-FAMILIES = list(ARCHS)
-
-
-def lazy_pyramid(family="DefocusMamba", **changes):
-    settings = dict(arch=ARCHS[family], **changes)
-    return L(SimpleFeaturePyramid)(
-        net=L(getattr(integration, family))(**settings),
-        in_feature="last_feat",
-        out_channels=32,
-        scale_factors=(4.0, 2.0, 1.0, 0.5),
-        # Detectron2's own has another epsilon than the released pyramid.
-        norm=LayerNorm2d,
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -211,49 +191,6 @@ def test_layer_decay_and_weight_decay_reach_the_parameters():
     assert found["backbone.net.blocks.0.norm.weight"]["weight_decay"] == 0.0
     assert found["backbone.net.blocks.0.mixer.in_proj.weight"] == found["backbone.net.blocks.0.mixer.out_proj.weight"]
     assert found["head.weight"]["weight_decay"] == 0.1
-
-
-def test_yaml_builds_the_same_as_a_lazy_config(tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text(
-        """
-MODEL:
-  BACKBONE: {NAME: build_defocus_pyramid_backbone}
-  DEFOCUS:
-    OPTIONS:
-      arch: {embed_dims: 64, inner_dims: 128, depth: 2, dt_rank: 4}
-      section_size: 64
-    PYRAMID: {OUT_CHANNELS: 32}
-"""
-    )
-    config = get_cfg()
-    config.merge_from_file(str(file))
-    ours = build_backbone(config).eval()
-    truth = instantiate(lazy_pyramid(section_size=64)).eval()
-    truth.load_state_dict(ours.state_dict())
-    image = torch.randn(1, 3, 75, 107)
-    actual, expected = ours(image), truth(image)
-    assert list(actual) == ["p2", "p3", "p4", "p5", "p6"]
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    config.MODEL.BACKBONE.NAME = "build_defocus_backbone"
-    assert list(build_backbone(config)(image)) == ["last_feat"]
-
-
-@pytest.mark.parametrize(
-    "line, error, message",
-    [
-        ("FAMILY: ResNet", ValueError, "must be one of DefocusMamba"),
-        ("OPTIONS: {drop_pth_rate: 0.1}", TypeError, "drop_pth_rate"),
-        ("OPTION: {arch: small}", KeyError, "OPTION"),
-    ],
-)
-def test_yaml_keys_that_do_nothing_are_errors(line, error, message, tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text(f"MODEL:\n  BACKBONE: {{NAME: build_defocus_backbone}}\n  DEFOCUS:\n    {line}\n")
-    with pytest.raises(error, match=message):
-        config = get_cfg()
-        config.merge_from_file(str(file))
-        build_backbone(config)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "detector", "backbone"])

@@ -1,4 +1,4 @@
-"""Building and keeping the compiled library, and what goes wrong with compilers, disks and files.
+"""Building the compiled library, and what goes wrong with compilers, disks and files.
 
 The library here is one small file. That the real one builds is what the tests of the operations need.
 """
@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import shlex
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,29 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from backbones.ops import cpu_extension, library_cache
+from backbones.ops import cpu_extension
 from backbones.ops.causal_conv1d import CAUSAL_CONV1D
 from backbones.ops.selective_scan import DEFOCUS_SCAN
-from tests.testing import lacks_compiler
-
-needs_compiler = pytest.mark.skipif(lacks_compiler() is not None, reason=str(lacks_compiler()))
-COMPILER = os.environ.get("CXX") or "c++"
-
-
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    """A folder with an empty cache and a small source, and a process that has neither built nor chosen anything."""
-    for folder in ("csrc", "tmp"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "csrc" / "answer.cpp").write_text('extern "C" int answer() { return 42; }\n')
-    monkeypatch.setattr(cpu_extension, "SOURCES", tmp_path / "csrc")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setenv("DEFOCUS_CACHE_DIR", str(tmp_path / "cache"))
-    for operation in (DEFOCUS_SCAN, CAUSAL_CONV1D):
-        monkeypatch.setattr(operation, "_selected", {})
-    cpu_extension._build.cache_clear()
-    yield tmp_path
-    cpu_extension._build.cache_clear()
+from tests.ops.small_library import COMPILER, answer, libraries, needs_compiler, reason
 
 
 @pytest.fixture
@@ -48,22 +28,6 @@ def warnings(caplog):
     """The messages of warnings so far."""
     caplog.set_level(logging.WARNING, "backbones")
     return lambda: [record.getMessage() for record in caplog.records]
-
-
-def answer():
-    """What the library says to a process that has not loaded it yet."""
-    cpu_extension._build.cache_clear()
-    return cpu_extension.library().answer()
-
-
-def reason():
-    """Why such a process has none."""
-    cpu_extension._build.cache_clear()
-    return cpu_extension.refusal("cpu")
-
-
-def libraries(folder):
-    return sorted(folder.glob("*.so"))
 
 
 def use_compiler(monkeypatch, path, before=""):
@@ -296,61 +260,6 @@ def test_a_temporary_folder_of_another_is_not_trusted(home, monkeypatch):
     assert f"{temporary} is another user's, or others can write it" in reason()
     temporary.chmod(0o700)
     assert answer() == 42
-
-
-@needs_compiler
-@pytest.mark.parametrize("named", [".", "~/x", "below/it"])
-def test_names_of_the_folder(home, monkeypatch, named):
-    monkeypatch.chdir(home / "tmp")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("DEFOCUS_CACHE_DIR", named)
-    assert answer() == 42
-    expected = {".": home / "tmp", "~/x": home / "x", "below/it": home / "tmp" / "below" / "it"}[named]
-    assert len(libraries(expected)) == 1
-
-
-@needs_compiler
-def test_without_a_name_it_is_the_users_cache(home, monkeypatch):
-    monkeypatch.delenv("DEFOCUS_CACHE_DIR")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    assert library_cache.folders()[0] == home / ".cache" / "defocus"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
-    assert library_cache.folders()[0] == home / "xdg" / "defocus"
-
-
-@needs_compiler
-def test_the_cache_keeps_those_used_last(home, monkeypatch):
-    cache = home / "cache"
-    cache.mkdir()
-    monkeypatch.setattr(library_cache, "KEPT", 3)
-    now = time.time()
-    for days in range(1, 6):
-        old = cache / f"defocus-old-{days}.so"
-        old.write_bytes(b"x")
-        # Used in the one order, written in the other.
-        os.utime(old, (now - days * 86_400, now - (9 - days) * 86_400))
-    for name, days in (("build-killed", 2), ("build-working", 0.5)):
-        (cache / name).mkdir()
-        (cache / name / "answer.o").touch()
-        os.utime(cache / name, (now - days * 86_400,) * 2)
-    assert answer() == 42
-    left = {path.name for path in cache.iterdir()}
-    assert {"defocus-old-1.so", "defocus-old-2.so", "build-working", ".lock"} < left and len(left) == 5
-    # Being found is being used, also where reading a file leaves no trace, as on a disk mounted with noatime.
-    (library,) = (path for path in libraries(cache) if "tuned" in path.name)
-    digest = library_cache._digest
-
-    def read_without_trace(path):
-        before = path.stat()
-        content = digest(path)
-        os.utime(path, (before.st_atime, before.st_mtime))
-        return content
-
-    monkeypatch.setattr(library_cache, "_digest", read_without_trace)
-    os.utime(library, (now - 9 * 86_400, now))
-    assert answer() == 42
-    assert time.time() - library.stat().st_atime < 3600
 
 
 def fake_clang(path):

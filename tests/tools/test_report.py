@@ -317,17 +317,6 @@ def test_a_result_card_of_a_run(files, capsys):
     assert card["kind"] == "own" and card["command"] == "make" and card["machine"]
 
 
-def test_cards_and_tables(tmp_path, capsys):
-    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    run("--card", "results/dino_defocus-vit-base_12e.paper.json", "--out", tmp_path / "card")
-    assert "value: 48.9" in (tmp_path / "card/README.md").read_text()
-    document = tmp_path / "doc.md"
-    document.write_text("<!-- results: coco-detection -->\n<!-- /results -->\n")
-    run("--tables", document, "README.md")
-    assert "| 12 | 109.90 M | 48.9 |" in document.read_text()
-    assert "README.md: nothing to change" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
