@@ -17,6 +17,7 @@ import mmseg
 from PIL import Image
 
 from defocus_commands.shapes.data_set import make_shapes
+from tests.forked import free_port
 from tests.stock_tools import ENVIRONMENT, run_script, try_script, try_scripts
 
 pytestmark = pytest.mark.slow
@@ -159,7 +160,7 @@ def test_two_processes(shapes, tmp_path):
         "model_wrapper_cfg.device_ids=None",
     ]
     # What torch's launcher says to each of them.
-    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29518")
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     results = try_scripts([command] * 2, [place | dict(RANK=rank, LOCAL_RANK=rank) for rank in "01"])
     assert [status for status, _ in results] == [0, 0], results
     assert sorted(losses(tmp_path)) == [1, 2, 3]

@@ -11,7 +11,8 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 import mmdet
 
 from defocus_commands.shapes.data_set import make_shapes
-from tests.stock_tools import run_command, run_script
+from tests.forked import free_port
+from tests.stock_tools import run_command, run_script, try_scripts
 
 pytestmark = pytest.mark.slow
 
@@ -171,21 +172,16 @@ def test_two_processes(shapes, tmp_path):
         "torch.cuda.set_device = lambda device: None\n"
         f"runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')\n"
     )
-    run_command(
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        script,
-        CONFIG,
-        "--launcher=pytorch",
-        "--work-dir",
-        tmp_path,
-        *options(shapes, 1),
+    command = [script, CONFIG, "--launcher=pytorch", "--work-dir", tmp_path, *options(shapes, 1)]
+    command += [
         "env_cfg.dist_cfg.backend=gloo",
         # Without it mmengine hands DDP a device id, which it refuses for a model on the CPU.
         "model_wrapper_cfg.type=MMDistributedDataParallel",
         "model_wrapper_cfg.device_ids=None",
         "train_dataloader.batch_size=2",
-    )
+    ]
+    # What torch's launcher says to each of them; tests/test_survival.py has the launcher itself.
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    results = try_scripts([command] * 2, [place | dict(RANK=rank, LOCAL_RANK=rank) for rank in "01"])
+    assert [status for status, _ in results] == [0, 0], results
     assert [entry["step"] for entry in losses(tmp_path)] == [1, 2, 3]
