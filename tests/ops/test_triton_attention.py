@@ -55,7 +55,7 @@ def compare(operation, values, tolerance, weight=None, backend="triton"):
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory", "small_blocks")
 @both
-@pytest.mark.parametrize("sizes", [(2, 1, 2, 8, 12), (1, 13, 2, 20, 6), (2, 71, 2, 16, 16), (1, 96, 1, 6, 34)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 1, 2, 8, 12), (1, 13, 2, 20, 6), (2, 39, 2, 16, 16), (1, 96, 1, 6, 34)], ids=str)
 def test_interpreted_attention(sizes, causal):
     b, l, h, k, v = sizes
     heads.check(partial(scaled, causal=causal), heads.inputs(b, l, h, k, v), "cpu", "triton")
@@ -71,7 +71,7 @@ def test_interpreted_attention_in_the_blocks_of_the_gpu(causal):
 @pytest.mark.usefixtures("small_blocks")
 @both
 def test_interpreted_attention_in_fp16(causal):
-    values = heads.inputs(1, 50, h=4, k=16, v=16, dtype=torch.float16)
+    values = heads.inputs(1, 50, h=2, k=16, v=16, dtype=torch.float16)
     heads.check(partial(scaled, causal=causal), values, "cpu", "triton")
     # The first products are of the order of 1e6.
     values[0], values[1] = values[0] * 300, values[1] * 300
@@ -84,9 +84,9 @@ def test_interpreted_attention_in_fp16(causal):
 @both
 def test_interpreted_attention_in_bf16(monkeypatch, causal):
     multiply_bf16(monkeypatch)
-    values = heads.inputs(1, 50, h=4, k=16, v=16, dtype=torch.bfloat16)
+    values = heads.inputs(1, 50, h=2, k=16, v=16, dtype=torch.bfloat16)
     # Twice what is allowed elsewhere: the interpreter cuts the digits off that bf16 has no room for.
-    compare(partial(scaled, causal=causal), values, 0.1, torch.randn(1, 50, 4, 16))
+    compare(partial(scaled, causal=causal), values, 0.1, torch.randn(1, 50, 2, 16))
 
 
 def multiply_bf16(monkeypatch):
@@ -182,10 +182,9 @@ def test_interpreted_attention_sees_no_token_ahead():
 
 @in_interpreter
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("causal", [True, False])
-def test_interpreted_operator_of_attention(causal):
+def test_interpreted_operator_of_attention():
     leaves = [x.requires_grad_() for x in heads.inputs(1, 5, h=1, k=4, v=2)]
-    torch.library.opcheck(torch.ops.defocus.decay_attention_triton.default, (*leaves, 2.25, 1.5, causal))
+    torch.library.opcheck(torch.ops.defocus.decay_attention_triton.default, (*leaves, 2.25, 1.5, True))
 
 
 @in_interpreter

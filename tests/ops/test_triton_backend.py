@@ -146,7 +146,7 @@ def test_interpreted_empty_batch():
 @in_interpreter
 def test_interpreted_scan_twice(monkeypatch):
     shorten_chunks(monkeypatch, 4, 2, 2)
-    check_repeats((1, 10, 20, 4, 10), "cpu", "triton")
+    check_repeats((1, 6, 20, 4, 10), "cpu", "triton")
 
 
 @in_interpreter
@@ -156,18 +156,20 @@ def test_interpreted_scan_keeps_a_nan_in_its_sample():
 
 
 @in_interpreter
+@pytest.mark.usefixtures("short_chunks")
 def test_interpreted_operator():
     check_registration((1, 2, 4, 2, 4), "cpu", "triton")
 
 
 @in_interpreter
 @pytest.mark.usefixtures("poisoned_memory", "short_chunks")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_interpreted_inner_part_of_a_block(dtype):
-    check_inner((2, 5, 12, 4, 3), 6, "cpu", "triton", dtype)
+@pytest.mark.parametrize("batch, dtype", [(2, torch.float32), (1, torch.float16)], ids=str)
+def test_interpreted_inner_part_of_a_block(batch, dtype):
+    check_inner((batch, 5, 12, 4, 3), 6, "cpu", "triton", dtype)
 
 
 @in_interpreter
+@pytest.mark.usefixtures("short_chunks")
 def test_interpreted_second_derivatives_are_refused():
     check_second_derivative((1, 2, 4, 2, 4), "cpu", "triton")
     x, weight, bias = torch.randn(1, 3, 2, requires_grad=True), torch.randn(2, 1, 4), torch.randn(2)
@@ -208,10 +210,9 @@ def test_interpreted_convolution(shape, dtype):
 @pytest.mark.parametrize(
     "shape, dtype",
     [
+        # In bf16 tests/kernel_report compiles all kernels at this width.
         ((2, 100, 1536, 16, 64), torch.float32),
-        ((2, 100, 1536, 16, 64), torch.bfloat16),
-        ((1, 70, 120, 6, 24), torch.float16),
-        ((1, 1, 1, 2, 1), torch.float32),
+        ((1, 1, 1, 2, 1), torch.float16),
     ],
     ids=str,
 )

@@ -25,11 +25,44 @@ def interpret(file: str) -> None:
     """
     # No GPU there, so that none of them runs as anything but interpreted.
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_interpreted", file]
+    # Frameworks that these tests do not need take longer to import than all else.
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('mmengine', 'timm', 'transformers'))); "
+        "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "-p", "no:cacheprovider", "-k", "test_interpreted", file]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     summary = result.stdout.strip().splitlines()[-1:]
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in summary[0] and " skipped" not in summary[0], summary
+
+
+def _prepare_once_a_launch() -> None:
+    """Makes the interpreter prepare Triton's language once a launch, not at each call of a function within a kernel.
+
+    It walks through all of it each time, which took most of the tests' time.
+    """
+    from triton.runtime import interpreter
+
+    prepare, launch, prepared = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def prepare_once(function):
+        # A module's view of the language.
+        view = id(function.__globals__)
+        if view in prepared:
+            return None
+        prepared.add(view)
+        return prepare(function)
+
+    def launch_anew(self, *args, **kwargs):
+        prepared.clear()
+        return launch(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = prepare_once, launch_anew
+
+
+if INTERPRETED:
+    _prepare_once_a_launch()
 
 
 def compile_launches(monkeypatch: pytest.MonkeyPatch, folder: Path, capability: int) -> list[tuple[str, Any]]:
