@@ -2,7 +2,7 @@
 
     onnx        NAME.onnx, for ONNX Runtime and whatever else reads ONNX
     torch       NAME.pt2, a program of `torch.export`
-    aot         NAME.pt2, compiled for this machine by AOTInductor, for C++; not of De-focus blocks yet
+    aot         NAME.pt2, compiled for this machine by AOTInductor, for C++
     openvino    NAME.xml and NAME.bin
 
 Batch, height and width stay open, so that images of any size go in. What was exported is compared with PyTorch on

@@ -87,8 +87,7 @@ def _check_size(network: Exportable, run: Runner, size: tuple[int, int, int], to
         theirs = run(images)
     # Runtimes raise classes of their own.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"the export does not run on images of {where}: {reason}") from error
+        raise ExportError(f"the export does not run on images of {where}: {first_line(error)}") from error
     found = {}
     for i, (name, a, b) in enumerate(zip(network.outputs, ours, theirs, strict=True)):
         try:
@@ -108,6 +107,12 @@ def _check_size(network: Exportable, run: Runner, size: tuple[int, int, int], to
                 "written. Export to another format, or, if that is near enough for you, give a larger --tolerance"
             )
     return Checked(size, found[worst], errors[worst])
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _run(model: nn.Module, images: Tensor) -> list[Tensor]:

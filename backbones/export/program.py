@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.export.check import ExportError, Runner
+from backbones.export.check import ExportError, Runner, first_line
 from backbones.export.network import Exportable, Flat
 from backbones.export.target import Target
+from backbones.ops.exported import without_scan
 
 
 def trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple) -> torch.export.ExportedProgram:
@@ -44,14 +45,32 @@ def _load(path: Path) -> Runner:
 
 
 def _compile(network: Exportable, path: Path) -> None:
-    program = trace_network(network)
+    _check_compiler()
+    with without_scan():
+        program = trace_network(network)
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        # As many threads as whoever runs it has set, not those of the machine that compiles it.
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True}
+        )
     # What Inductor raises hangs on where in it a network fails: classes of its own, a KeyError, an AssertionError.
     except Exception as error:
         raise ExportError(
-            f"AOTInductor of PyTorch {torch.__version__} does not compile the network ({type(error).__name__}); it is "
-            "known to fail at the loops of De-focus blocks. Export with --to torch, --to onnx or --to openvino"
+            f"AOTInductor of PyTorch {torch.__version__} does not compile the network ({type(error).__name__}: "
+            f"{first_line(error)}): export with --to torch, --to onnx or --to openvino"
+        ) from error
+
+
+def _check_compiler() -> None:
+    # Its import takes seconds, which only those who compile need to wait.
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ExportError(
+            "AOTInductor needs a C++ compiler, and there is none: install g++ (on Debian and Ubuntu apt-get install "
+            "g++), or name another in the environment variable CXX"
         ) from error
 
 

@@ -1,16 +1,38 @@
 """What the exported forms of the operations have in common: plain PyTorch, any length, bounded memory.
 
 A traced program has no Python loop whose length it does not know. These forms go through a sequence a chunk at a time
-by `torch`'s scan operator, which becomes a loop of ONNX and of a compiled program; within a chunk they are parallel.
+by `torch`'s scan operator, which becomes a loop of ONNX, or by its while loop; within a chunk they are parallel.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.ops.dispatch import is_exporting
+
+_without_scan = False
+
+
+@contextlib.contextmanager
+def without_scan() -> Iterator[None]:
+    """While it lasts, what is exported has no scan operator, for those who compile it.
+
+    PyTorch 2.11's AOTInductor makes of a scan a while loop that writes into what it carries, and then loses it.
+    """
+    global _without_scan
+    before, _without_scan = _without_scan, True
+    try:
+        yield
+    finally:
+        _without_scan = before
+
+
+def has_scan() -> bool:
+    """Whether what is exported may have the scan operator; see `without_scan`."""
+    return not _without_scan
 
 
 def over_chunks(step: Callable, state: Tensor, chunks: Tensor, constants: Sequence[Tensor]) -> Tensor:
@@ -30,6 +52,8 @@ def over_chunks(step: Callable, state: Tensor, chunks: Tensor, constants: Sequen
         from torch._higher_order_ops.scan import scan
 
         return scan(lambda state, chunk: step(state, chunk, *constants), state, chunks)[1]
+    if is_exporting() and not has_scan():
+        return _while_chunks(step, state, chunks, constants)
     if is_exporting():
         # Without `scan`, which has each step traced once more by `torch.compile`.
         from torch._higher_order_ops.scan import scan_op
@@ -40,6 +64,27 @@ def over_chunks(step: Callable, state: Tensor, chunks: Tensor, constants: Sequen
         state, output = step(state, chunk, *constants)
         outputs.append(output)
     return torch.stack(outputs)
+
+
+def _while_chunks(step: Callable, state: Tensor, chunks: Tensor, constants: Sequence[Tensor]) -> Tensor:
+    """`over_chunks` by a while loop, which makes the outputs anew in each step: a compiler loses what is written to."""
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    count = chunks.shape[0]
+    place = torch.arange(count, device=chunks.device)
+    # For its shape alone: nothing reads it, so that the program does not have it.
+    output = step(state, chunks[0], *constants)[1]
+
+    def unfinished(i: Tensor, state: Tensor, outputs: Tensor, place: Tensor, chunks: Tensor, *constants) -> Tensor:
+        return i < chunks.shape[0]
+
+    def go_on(i: Tensor, state: Tensor, outputs: Tensor, place: Tensor, chunks: Tensor, *constants) -> tuple:
+        state, output = step(state, chunks.index_select(0, i.reshape(1))[0], *constants)
+        here = (place == i).reshape(-1, *[1] * output.ndim)
+        return i + 1, state, torch.where(here, output, outputs)
+
+    carried = (place.new_zeros(()), state, output.new_zeros(count, *output.shape))
+    return while_loop_op(unfinished, go_on, carried, (place, chunks, *constants))[2]
 
 
 def cut(x: Tensor, chunk: int) -> Tensor:

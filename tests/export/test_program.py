@@ -1,17 +1,28 @@
-"""Programs of `torch.export`: of any size, equal to the network, and of PyTorch's own operators alone."""
+"""Programs of `torch.export` and packages: of any size, equal to the network, of PyTorch's own operators alone."""
 
 import os
 
 import pytest
 import torch
 
-from backbones import DefocusMamba
+from backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from backbones.export import PACKAGE, PROGRAM, ExportError, export
+from backbones.export.program import trace_network
+from backbones.ops.exported import without_scan
 from tests.export.networks import SIZES, of_module, tiny
 
 needs_scan = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="exports need PyTorch 2.11 or newer"
 )
+compiles = pytest.mark.skipif(
+    "ALL_EXPORTS" not in os.environ, reason="compiling takes minutes; ALL_EXPORTS=1 runs it, as the weekly job does"
+)
+
+
+def operators(program):
+    """Names of all that a program calls, in its loops too."""
+    graphs = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"}
 
 
 @needs_scan
@@ -20,19 +31,53 @@ def test_program(tmp_path):
     out = tmp_path / "net.pt2"
     manifest = export(network, PROGRAM, out, sizes=SIZES)
     assert max(one["difference"] for one in manifest["checked_against_pytorch"]["sizes"]) < 2e-5
-    program = torch.export.load(out)
-    graphs = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-    called = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"}
+    called = operators(torch.export.load(out))
     assert not [name for name in called if "defocus" in name]
     assert "scan" in called
 
 
 @needs_scan
-@pytest.mark.skipif("ALL_EXPORTS" not in os.environ, reason="its compiler takes long; ALL_EXPORTS=1 runs it")
-def test_package(tmp_path):
-    network = of_module(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.GELU()), ("map",))
-    manifest = export(network, PACKAGE, tmp_path / "net.pt2", sizes=[(1, 8, 8), (2, 5, 7)])
+def test_what_is_compiled_has_a_while_loop_in_the_place_of_a_scan():
+    network = tiny(DefocusViT)
+    with without_scan():
+        program = trace_network(network)
+    called = operators(program)
+    assert "while_loop" in called and "scan" not in called
+    program.example_inputs = None
+    run = program.module()
+    for size in SIZES:
+        images = network.images(*size)
+        with torch.no_grad():
+            torch.testing.assert_close(run(images)[0], network.model(images)[0], atol=2e-5, rtol=0)
+
+
+@needs_scan
+@compiles
+@pytest.mark.parametrize(
+    "network",
+    [tiny(DefocusMamba, section=24, pyramid=True), tiny(DefocusViT), tiny(DefocusRetNet, section=16)],
+    ids=["mamba-pyramid", "vit", "retnet"],
+)
+def test_package(network, tmp_path):
+    out = tmp_path / "net.pt2"
+    manifest = export(network, PACKAGE, out, sizes=SIZES)
     assert max(one["difference"] for one in manifest["checked_against_pytorch"]["sizes"]) < 2e-5
+    images = network.images(1, 20, 30)
+    with torch.inference_mode():
+        found = torch._inductor.aoti_load_package(str(out))(images)
+        for output, expected in zip(found, network.model(images), strict=True):
+            torch.testing.assert_close(output, expected, atol=2e-5, rtol=0)
+
+
+@needs_scan
+def test_without_a_compiler_the_cure_is_named(tmp_path):
+    network = of_module(torch.nn.Sequential(torch.nn.Identity()), ("map",))
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+"),
+    ):
+        export(network, PACKAGE, tmp_path / "net.pt2", sizes=[(1, 8, 8)])
+    assert not list(tmp_path.iterdir())
 
 
 @needs_scan
@@ -42,6 +87,6 @@ def test_what_inductor_cannot_compile_is_one_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
     network = of_module(torch.nn.Sequential(torch.nn.Identity()), ("map",))
-    with pytest.raises(ExportError, match=r"does not compile the network \(KeyError\).*--to torch, --to onnx"):
+    with pytest.raises(ExportError, match=r"does not compile the network \(KeyError: 's14'\).*--to torch, --to onnx"):
         export(network, PACKAGE, tmp_path / "net.pt2", sizes=[(1, 8, 8)])
     assert not list(tmp_path.iterdir())

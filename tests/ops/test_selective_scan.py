@@ -8,7 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.ops import defocus_scan
+from backbones.ops.exported import without_scan
 from backbones.ops.selective_scan import DEFOCUS_SCAN
+from backbones.ops.selective_scan.levels import scan_in_levels
 from tests.ops.heads import running
 from tests.testing import TOLERANCE, assert_close
 
@@ -113,6 +115,35 @@ def test_16_bit(device, backend, dtype):
 @pytest.mark.parametrize("device, backend", RUNNING)
 def test_step_sizes_from_1e_6_to_30(device, backend):
     check(truth((1, 200, 64, 16, 32), delta="extreme"), device, backend, limit(backend, 200, device))
+
+
+# One token, a part of a chunk, a part of a group of chunks, several groups, and steps small and large.
+@pytest.mark.parametrize(
+    ("shape", "delta"),
+    [
+        ((1, 1, 64, 16, 64), "usual"),
+        ((2, 70, 320, 6, 64), "usual"),
+        ((1, 4705, 8, 16, 8), "usual"),
+        ((1, 200, 64, 16, 32), "extreme"),
+    ],
+)
+def test_what_is_compiled_matches_definition_without_a_loop(shape, delta):
+    inputs, _, group, expected, _ = truth(shape, delta=delta)
+    with torch.no_grad(), without_scan():
+        out = run(inputs, group, "export")
+    assert_close(out, expected, "output", limit("export", shape[1], "cpu"))
+
+
+def test_large_steps_do_not_blur_the_small_ones_behind_them():
+    length, d, n = 1024, 3, 2
+    delta = torch.where(torch.arange(length)[:, None] < 512, 30.0, 1e-3).expand(1, length, d)
+    x, B, C = torch.randn(1, length, d), torch.randn(1, length, n), torch.randn(1, length, n)
+    A = -torch.tensor([[1.0], [16.0]]).expand(n, d)
+    state, expected = torch.zeros(n, d, dtype=torch.float64), []
+    for t in range(length):
+        state = torch.exp(delta[0, t].double() * A) * state + B[0, t, :, None].double() * x[0, t]
+        expected.append((C[0, t, :, None] * state).sum(0))
+    assert_close(scan_in_levels(delta, x, A, B, C)[0], torch.stack(expected), "output", 2e-6)
 
 
 @pytest.mark.parametrize("device, backend", RUNNING)

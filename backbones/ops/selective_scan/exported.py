@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.ops.exported import cut, join, over_chunks
+from backbones.ops.exported import cut, has_scan, join, over_chunks
+from backbones.ops.selective_scan.levels import scan_in_levels
 from backbones.ops.selective_scan.naive import group_rms_norm, quarter_turn
 
 # By timing in ONNX Runtime, on 1,536 channels of 16 states: with more rows the states of a step leave the cache.
@@ -110,7 +111,11 @@ def exported_defocus_scan(
     cos, sin = phase(length, freq, rope_scale)
     B, C = (x.to(work) * cos + quarter_turn(x.to(work)) * sin for x in (B, C))
     delta = softplus(dt + dt_bias) / delta_scale
-    chunks = cut(torch.cat((delta, delta * u, B, C), dim=-1), ROWS * COLUMNS)
-    state = u.new_zeros(u.shape[0], A.shape[1], u.shape[2])
-    y = join(over_chunks(_scan_chunk, state, chunks, [A.t().contiguous()]), length)
+    rates = A.t().contiguous()
+    if has_scan():
+        chunks = cut(torch.cat((delta, delta * u, B, C), dim=-1), ROWS * COLUMNS)
+        state = u.new_zeros(u.shape[0], A.shape[1], u.shape[2])
+        y = join(over_chunks(_scan_chunk, state, chunks, [rates]), length)
+    else:
+        y = scan_in_levels(delta, delta * u, rates, B, C)
     return ((group_rms_norm(y, norm_group_dims) + D * u) * F.silu(z)).to(out_dtype)
