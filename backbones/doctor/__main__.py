@@ -5,8 +5,8 @@
 
 Prints a page in Markdown, to read and to paste into a report: versions, devices and compilers; the backend that each
 operation takes, and why not another; each backend that runs here against the definition, output and all gradients, at
-small sizes and at those of the base models; times and memory. About a minute on a CPU, three with a GPU. Exit status 1
-says that something is wrong.
+small sizes and at those of the base models; times and memory. A few minutes. Exit status 1 says that something is
+wrong.
 """
 
 import argparse
