@@ -6,6 +6,7 @@ by `torch`'s scan operator, which becomes a loop of ONNX, or by its while loop; 
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,8 @@ def _while_chunks(step: Callable, state: Tensor, chunks: Tensor, constants: Sequ
         here = (place == i).reshape(-1, *[1] * output.ndim)
         return i + 1, state, torch.where(here, output, outputs)
 
-    carried = (place.new_zeros(()), state, output.new_zeros(count, *output.shape))
+    # The operator says that it carries one thing; it carries any number.
+    carried: Any = (place.new_zeros(()), state, output.new_zeros(count, *output.shape))
     return while_loop_op(unfinished, go_on, carried, (place, chunks, *constants))[2]
 
 
