@@ -71,7 +71,7 @@ ENVIRONMENTS = {
     "newest-onedl": Environment("3.13", STOCK, ("torch", "torchvision", "timm"), "onedl-mmcv", ONEDL),
     "original": Environment("3.10", STOCK, ("torch==2.6.0", "torchvision", "timm==1.0.3"), "mmcv==2.1.0", ORIGINAL),
     "oldest-transformers": Environment(
-        "3.11", TRANSFORMERS, ("torch==2.6.0", "transformers==5.24.0", "accelerate==1.3.0", *SCORES)
+        "3.11", TRANSFORMERS, ("torch==2.6.0", "transformers==5.24.0", "accelerate==1.7.0", *SCORES)
     ),
     "older-transformers": Environment("3.11", ("integrations",), ("torch==2.6.0", "transformers==4.57.1", *SCORES)),
     "newest-transformers": Environment("3.13", TRANSFORMERS, ("torch", "transformers", "accelerate", *SCORES)),
