@@ -30,6 +30,7 @@ def released(monkeypatch):
     seen = handed
     monkeypatch.setitem(MambaBlock.archs, "base", MambaArch(embed_dims=32, inner_dims=64, depth=1, dt_rank=4))
     monkeypatch.setattr(blocks, "mamba_ssm_defocus_scan", scan)
+    monkeypatch.setattr(blocks, "choose_bf16", lambda: (True, ""))
     # This process may have much to look through.
     monkeypatch.setattr(clock.gc, "collect", lambda: None)
     for operation in (DEFOCUS_SCAN, CAUSAL_CONV1D):
@@ -82,3 +83,12 @@ def test_what_is_missing_of_the_released_way_is_said(monkeypatch, capsys):
     assert "runs its convolution in PyTorch, which is slower than as released: " in capsys.readouterr().out
     blocks._say_what_is_compared("cpu")
     assert capsys.readouterr().out == ""
+
+
+def test_bf16_is_left_out_where_it_is_slower(monkeypatch, capsys):
+    monkeypatch.setitem(MambaBlock.archs, "base", MambaArch(embed_dims=32, inner_dims=64, depth=1, dt_rank=4))
+    monkeypatch.setattr(blocks, "choose_bf16", lambda: (False, "It takes twice as long"))
+    blocks.block(OPTIONS)
+    out = capsys.readouterr().out
+    assert out.count("bf16") == 1 and "bf16 is left out. It takes twice as long" in out
+    assert "forward + backward: block fp32 / two products fp32 = " in out
