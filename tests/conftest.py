@@ -30,19 +30,16 @@ FIRST = (
     "tests/analysis/test_recipes.py",
     "tests/test_recipes.py",
 )
-# They wait for programs of their own, a minute some of them: begun last, one worker would end long after the others.
-LONG = ("tests/test_survival", "tests/test_stock")
 
 
 def pytest_collection_modifyitems(items):
     """Puts `FIRST` at the beginning of what each worker is given: xdist deals consecutive shares of one length.
 
-    `LONG` follows. All else keeps its order, for what the tests of a file share is made once a worker.
+    All else keeps its order, for what the tests of a file share is made once a worker.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     first = [item for item in items if item.nodeid.startswith(FIRST)]
     last = [item for item in items if not item.nodeid.startswith(FIRST)]
-    last.sort(key=lambda item: not item.nodeid.startswith(LONG))
     begin, ordered = 0, []
     for worker in range(workers):
         end = begin + (len(items) - begin) // (workers - worker)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.benchmark import clock, models, operations
+from backbones.benchmark import blocks, clock, models, operations
 from backbones.mixers import RetNetBlock, ViTBlock
 from backbones.mixers.mamba import MambaArch, MambaBlock
 from tests.testing import load_tool
@@ -46,6 +46,8 @@ def test_commands(words, said, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(block.archs, "base", small)
     peers = {"vit_tiny": "vit_tiny_patch16_224", "resnet10t": "resnet10t"}
     monkeypatch.setattr(models, "PEERS", peers)
+    # All that there is to time, whatever this processor knows.
+    monkeypatch.setattr(blocks, "choose_bf16", lambda: (True, ""))
     # It takes longer than what is timed here, and this process has much to look through.
     monkeypatch.setattr(clock.gc, "collect", lambda: None)
     plot = tmp_path / "sweep.png"
