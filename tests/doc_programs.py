@@ -89,7 +89,7 @@ def _make(words: Words) -> None:
     text = (ROOT / "Makefile").read_text()
     for word in words:
         if set_here := ASSIGNMENT.fullmatch(word):
-            assert f"{set_here[1]}" in text, f"the Makefile knows no {set_here[1]}"
+            assert re.search(rf"\b{set_here[1]}\b", text), f"the Makefile knows no {set_here[1]}"
     # What stands for something is no value that make reads.
     done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,8 @@ def _pip(words: Words) -> None:
     text = (ROOT / "pyproject.toml").read_text()
     pinned = {line for file in (ROOT / "requirements").glob("*.txt") for line in file.read_text().split()}
     for word in words:
-        for extra in re.findall(r"\[(\w+)\]", word):
+        extras = re.search(r"\[([\w,]+)\]", word)
+        for extra in extras[1].split(",") if extras else ():
             assert re.search(rf"^{extra} = \[", text, re.MULTILINE), f"there is no extra {extra}"
         assert "==" not in word or word in pinned or word.startswith("transformers=="), f"{word} is pinned nowhere"
 
