@@ -127,7 +127,7 @@ def numbered_loader(
         collate_fn: Makes a batch of a list of samples.
     """
     cast(Any, dataset).__getitems__ = partial(_load_batch, dataset, seed, rank)
-    return _ShieldedLoader(
+    return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate_fn,
@@ -153,35 +153,20 @@ def _load_batch(dataset: Dataset, seed: int, rank: int, indices: list[int]) -> l
         torch.set_rng_state(states[2])
 
 
-class _ShieldedLoader(DataLoader):
-    """A loader whose workers are beyond the reach of a signal to the process group from their first moment on.
-
-    torchrun passes a signal on to the process group of each trainer. A worker that died of it would take the trainer
-    along before that has saved.
-    """
-
-    def __iter__(self):
-        # A worker inherits what its trainer does not let through, until it is in a group of its own.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
 def _start_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
+    # Where a forked worker is from its first moment on; one that is spawned is not.
     os.setpgrp()
-    # Those that came before were meant for the trainer, which has them too. Later ones are for this process alone, such
-    # as the loader's own when a worker hangs.
-    while held := STOP_SIGNALS & signal.sigpending():
-        signal.sigwait(held)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if then is not None:
         then(worker_id)
 
 
 class StopSignals:
-    """Takes note of SIGTERM and SIGUSR1 instead of dying of them; a second one changes nothing."""
+    """Takes note of SIGTERM and SIGUSR1 instead of dying of them; a second one changes nothing.
+
+    Processes that are forked meanwhile, such as those that load data, get groups of their own and die of these signals
+    as usual. torchrun passes a signal on to the process group of each trainer: a worker that died of it would take the
+    trainer along before that has saved.
+    """
 
     def __init__(self):
         self.received: signal.Signals | None = None
@@ -189,6 +174,7 @@ class StopSignals:
         # Only there does Python let a program handle signals.
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            _noting.append(self)
 
     def _note(self, number: int, _frame) -> None:
         self.received = self.received or signal.Signals(number)
@@ -198,6 +184,41 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._former = {}
+        if self in _noting:
+            _noting.remove(self)
+
+
+# Those that take note of signals now.
+_noting: list[StopSignals] = []
+# What the threads that fork let through before.
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    # The new process inherits what is not let through, until it is in a group of its own.
+    _masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _noting else None
+
+
+def _after_fork() -> None:
+    if _masks.former is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
+
+
+def _begin_forked() -> None:
+    if _masks.former is None:
+        return
+    os.setpgrp()
+    # Those that came before were meant for the trainer, which has them too. Later ones are for this process alone, such
+    # as the loader's own when a worker hangs.
+    while held := STOP_SIGNALS & signal.sigpending():
+        signal.sigwait(held)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    _noting.clear()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_forked)
 
 
 def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_each_batch_is_loaded_with_draws_of_its_own(workers):
     assert not blocked
 
 
-def load_while_told_to_stop():
+def load_while_told_to_stop(numbered):
     """As a trainer of its own process group, all of which is sent SIGTERM in the first moment of a loading process."""
     os.setsid()
     trainer, set_num_threads = os.getpid(), torch.set_num_threads
@@ -124,17 +125,57 @@ def load_while_told_to_stop():
         set_num_threads(count)
 
     torch.set_num_threads = tell
-    signals, like = StopSignals(), DataLoader(Draws(), num_workers=2)
-    loader = numbered_loader(Draws(), batches(), seed=3, rank=0, like=like, collate_fn=list)
+    signals, loader = StopSignals(), DataLoader(Draws(), batch_size=2, num_workers=2, collate_fn=list)
+    if numbered:
+        loader = numbered_loader(Draws(), batches(), seed=3, rank=0, like=loader, collate_fn=list)
     assert [[index for index, *_ in batch] for batch in loader] == [[0, 1], [2, 3], [4]]
     assert signals.received == signal.SIGTERM
+    signals.received = None
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signals.received == signal.SIGUSR1
 
 
-def test_a_signal_in_the_first_moment_of_loading_processes_is_for_the_trainer_alone():
-    process = multiprocessing.get_context("fork").Process(target=load_while_told_to_stop)
+def in_a_process(target, *arguments):
+    """The exit status of a function in a process that is forked."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     process.join(60)
-    assert process.exitcode == 0
+    return process.exitcode
+
+
+@pytest.mark.parametrize("numbered", [True, False], ids=["training", "validation"])
+def test_a_signal_in_the_first_moment_of_loading_processes_is_for_the_trainer_alone(numbered):
+    assert in_a_process(load_while_told_to_stop, numbered) == 0
+
+
+def fork_and_be_told_to_stop():
+    """A trainer all of whose group is sent SIGTERM between the birth of a process and its having a group of its own."""
+    os.setsid()
+    signals, trainer, setpgrp = StopSignals(), os.getpid(), os.setpgrp
+
+    def tell_then_part():
+        os.killpg(trainer, signal.SIGTERM)
+        setpgrp()
+
+    os.setpgrp = tell_then_part
+    context = multiprocessing.get_context("fork")
+    parent, child = context.Pipe()
+    sleeping = context.Process(target=lambda: (child.send(os.getpgrp()), time.sleep(60)))
+    sleeping.start()
+    assert parent.recv() == sleeping.pid
+    assert signals.received == signal.SIGTERM and sleeping.is_alive()
+    # What is meant for it alone ends it: the note is its trainer's.
+    sleeping.terminate()
+    sleeping.join(10)
+    assert sleeping.exitcode == -signal.SIGTERM
+    signals.restore()
+    later = context.Process(target=lambda: child.send(os.getpgrp()))
+    later.start()
+    assert parent.recv() == trainer
+
+
+def test_what_a_trainer_forks_ends_by_its_own_signals_alone():
+    assert in_a_process(fork_and_be_told_to_stop) == 0
 
 
 def test_other_loaders_of_the_same_data_are_not_seeded():
