@@ -65,6 +65,9 @@ def parse(text: str) -> list[Block]:
             if not found or part.strip().startswith("."):
                 continue
             negated, predicate, operation, operands = found.groups()
+            if operation.startswith("bra") and not operands.startswith("$"):
+                # Within inline assembly: it waits for what is under way, which is taken to be there.
+                continue
             block = blocks[-1]
             block.code.append((predicate, bool(negated), operation, _operands(operands)))
             block.kinds["all"] += 1

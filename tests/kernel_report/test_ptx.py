@@ -44,6 +44,22 @@ $L__BB0_4:
 """
 
 
+# As Triton waits for a copy or a product under way, on a B200: the labels are the assembler's alone.
+WAIT = """	// begin inline asm
+
+{
+	@!%p7 bra.uni skipWait;
+	.reg .pred complete;
+	waitLoop:
+	mbarrier.test_wait.parity.shared.b64 complete, [%r8], %r9;
+	@!complete nanosleep.u32 20;
+	@!complete bra.uni waitLoop;
+	skipWait:
+}
+	// end inline asm
+"""
+
+
 def times(text, kind, values, program=0):
     """How often instructions of a kind are run."""
     blocks = ptx.parse(text)
@@ -56,6 +72,12 @@ def test_nested_loops(n, program):
     rounds = len(range(0, n, 2))
     assert times(NESTED, "load", (4096, n), program) == rounds
     assert times(NESTED, "exp2", (4096, n), program) == rounds * 3 * program
+
+
+def test_who_waits_goes_on():
+    place = "	ex2.approx"
+    assert times(NESTED.replace(place, WAIT + place), "exp2", (4096, 7), 2) == 4 * 6
+    assert ptx.loops(ptx.parse(NESTED.replace(place, WAIT + place))) == ptx.loops(ptx.parse(NESTED))
 
 
 def test_loops_are_found_with_the_outer_one_first():
