@@ -45,7 +45,7 @@ study: setup
 study-transfer: setup
 	@$(VENV)/bin/python -m studies.transfer
 
-# A worker a core, of the order of the files, so that those that share something made once mostly share a worker.
+# A worker a core and one more, of the order of the files, so that those that share something made once mostly share a worker.
 test: setup
 	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 

@@ -96,22 +96,20 @@ def families():
     FAMILIES.update(before)
 
 
-@pytest.fixture(scope="module")
-def names():
-    """What the Python of each page has made so far."""
-    return {}
-
-
-@pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python(block, files, names, families, monkeypatch):
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}), ids=str)
+def test_python(page, files, families, monkeypatch):
     # Of the published widths; what the documents show does not hang on the depth.
     monkeypatch.setitem(MambaBlock.archs, "base", SHALLOW)
-    tree = ast.parse(block.text)
-    if "_base_ = " in block.text:
-        build_config(block, files)
-    elif block.reason is None:
-        monkeypatch.chdir(files)
-        execute(tree, block, names.setdefault(block.page, {}))
+    # A block goes on with what those before it on the page have made.
+    names = {}
+    for block in (block for block in PYTHON if block.page == page):
+        tree = ast.parse(block.text)
+        if "_base_ = " in block.text:
+            build_config(block, files)
+        elif block.reason is None:
+            with monkeypatch.context() as patch:
+                patch.chdir(files)
+                execute(tree, block, names)
 
 
 def test_the_workflows_call_what_is_there():

@@ -183,6 +183,8 @@ def test_mistakes_of_our_own_are_not_laid_to_a_framework():
 )
 def test_a_backend_whose_package_is_broken_is_passed_over(tmp_path, operation, backend, package, modules):
     def ask():
+        # What an earlier test chose, it chose where the packages were whole.
+        operation._selected.clear()
         assert f"the package {package} cannot be imported (" in operation.backends[backend].refusal("cuda")
         with pytest.raises(
             RuntimeError, match=f"'{backend}' cannot run on cuda: the package {package} cannot be imported"
