@@ -32,6 +32,8 @@ FIRST = (
 )
 
 
+# Where xdist is not installed nobody knows it.
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """A worker more than there are cores: a fifth of the time a worker waits for processes that it has started."""
     return len(os.sched_getaffinity(0)) + 1
