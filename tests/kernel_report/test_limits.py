@@ -47,7 +47,7 @@ def test_a_scan_has_an_exponential_a_state_at_least(found):
         ("registers", REGISTERS_MORE + 1, "and 8 more"),
         ("spill_bytes", 4, "spill_bytes 4, allowed are 0"),
         ("shared_bytes", 1, "shared_bytes"),
-        ("resident_warps", -40, "does not fit on a multiprocessor of H100"),
+        ("resident_warps", -64, "does not fit on a multiprocessor of H100"),
     ],
 )
 def test_more_than_allowed_is_said(found, what, more, said):

@@ -741,7 +741,7 @@ def _turn(B, C, freq, rope_scale):
     turned_B, turned_C = (torch.empty(b, padded, block_n, dtype=torch.float32, device=B.device) for _ in range(2))
     _turn_kernel[(ceil_div(padded, 32), b)](
         B, C, freq, turned_B, turned_C, *_strides(B, C), l, padded, n,
-        TURNS=_turns(rope_scale), BLOCK_T=32, BLOCK_PAIRS=block_n // 2, num_warps=2,
+        TURNS=_turns(rope_scale), BLOCK_T=32, BLOCK_PAIRS=block_n // 2, num_warps=max(4, block_n // 8),
     )  # fmt: skip
     return turned_B, turned_C
 
@@ -919,7 +919,7 @@ def backward(
         _turn_backward_kernel[(tiles, b)](
             B, C, freq, dturned, dB, dC, dfreq, *_strides(B, C, dB, dC),
             l, padded, n, parts, 1 / rope_scale,
-            TURNS=_turns(rope_scale), BLOCK_T=16, BLOCK_PAIRS=block_n // 2, num_warps=1,
+            TURNS=_turns(rope_scale), BLOCK_T=16, BLOCK_PAIRS=block_n // 2, num_warps=_warps(block_n),
         )  # fmt: skip
     # The sum of each segment has taken the place of what entered it.
     dA, (dD, dbias) = ends.sum((0, 1)).view(n, d).mT, (x.sum(0) for x in dD_dbias)
