@@ -103,7 +103,7 @@ def _detectron2_pyramid(trained, file):
 
 
 def load_in_timm(trained, convert):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     # timm takes the weights in a file by its own keys, which detrex' average is not among.
     file = convert(trained.file) if trained.last and trained.last[1] == "model" else trained.file
     settings = dict(num_classes=trained.classes, checkpoint_path=str(file), **trained.settings)

@@ -261,7 +261,7 @@ def _shorten(config, folder: Path) -> None:
 
 def _train_with_timm(name: str, shapes: Path, folder: Path) -> Trained:
     """As timm's train.py, which is not in its package, and with what that saves by."""
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     from timm.optim import create_optimizer_v2
     from timm.utils import CheckpointSaver, ModelEmaV3
 

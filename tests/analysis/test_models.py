@@ -30,7 +30,7 @@ TIMM = {
 
 
 def timm_model(kind):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     name, settings = TIMM[kind]
     model = timm.create_model(name, num_classes=5, **settings).eval()
     size = settings.get("img_size", (70, 100))

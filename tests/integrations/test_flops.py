@@ -65,7 +65,8 @@ PACKAGES = dict(openmmlab=("mmengine", "mmcv", "mmdet"), detectron2=("detectron2
 def test_two_counts_agree(name):
     entry = ENTRIES[name]
     for package in (*PACKAGES[kind_of(name)], *(["mmseg"] if entry.part == "mmseg_configs" else [])):
-        pytest.importorskip(package, reason=f"{package} is not installed")
+        oldest = "1.0.3" if package == "timm" else None
+        pytest.importorskip(package, minversion=oldest, reason=f"{package} {oldest or ''} is not installed")
     if "detectron2_projects/dino" in name:
         detrex_root()
     with shapes_only():

@@ -141,6 +141,9 @@ def test_a_framework_that_can_register_nothing_is_left_alone(tmp_path):
     ],
 )
 def test_an_integration_that_is_imported_by_name_says_why_it_cannot_be(tmp_path, package, module, text, message):
+    if module == "app.page":
+        pytest.importorskip("matplotlib", reason="what the page draws with is not installed")
+
     def ask():
         with pytest.raises(FrameworkError, match=message):
             __import__(f"backbones.integrations.{module}")

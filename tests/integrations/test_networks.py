@@ -94,7 +94,7 @@ def test_the_net_of_an_adapted_backbone(tmp_path):
 
 
 def test_a_model_of_timm(tmp_path):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     sizes = dict(embed_dim=48, depth=1, num_heads=3, num_classes=4)
     truth = timm.create_model("vit_tiny_patch16_224", img_size=(48, 48), **sizes)
     torch.save(truth.state_dict(), tmp_path / "vit.pth")

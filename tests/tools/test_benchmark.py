@@ -37,7 +37,7 @@ benchmark = load_tool("benchmark")
 )
 def test_commands(words, said, tmp_path, monkeypatch, capsys):
     if "peers" in words:
-        pytest.importorskip("timm", reason="timm is not installed")
+        pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     if "scan" in words or "deformable" in words:
         monkeypatch.setattr(operations, "DINO_MAPS", ((3, 4), (2, 2)))
     monkeypatch.setitem(MambaBlock.archs, "base", MambaArch(embed_dims=192, inner_dims=384, depth=4, dt_rank=4))

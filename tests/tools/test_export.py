@@ -55,7 +55,7 @@ def test_a_run_says_what_was_checked(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_what_it_refuses(words, said, capsys):
-    pytest.importorskip("timm", reason="timm is not installed")
+    pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     if "absent.py" in words:
         pytest.importorskip("mmengine", reason="mmengine is not installed")
     with pytest.raises(SystemExit) as end:

@@ -96,7 +96,7 @@ def test_of_a_detector_by_its_config_beside_another_checkpoint(folder):
 
 
 def test_a_resnet_beside(folder, monkeypatch):
-    pytest.importorskip("timm", reason="timm is not installed")
+    pytest.importorskip("timm", minversion="1.0.3", reason="timm 1.0.3 or newer is not installed")
     asked = []
     monkeypatch.setattr(load_tool("maps"), "pictures", lambda networks: asked.extend(pictures(networks)) or {})
     words = ["--model", "DefocusRetNet", "--set", f"arch={TINY['DefocusRetNet']}", "--layers", 0]
