@@ -21,7 +21,7 @@ from tests.doc_programs import build, look_at
 from tests.documents import PAGES, ROOT, blocks, commands, inline_commands
 from tests.testing import load_tool
 
-LANGUAGES = {"sh", "python", "yaml", "text", "bibtex"}
+LANGUAGES = {"sh", "python", "cpp", "yaml", "text", "bibtex"}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 PYTHON = [block for block in BLOCKS if block.language == "python"]

@@ -1,6 +1,9 @@
 """Programs of `torch.export` and packages: of any size, equal to the network, of PyTorch's own operators alone."""
 
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +70,24 @@ def test_package(network, tmp_path):
         found = torch._inductor.aoti_load_package(str(out))(images)
         for output, expected in zip(found, network.model(images), strict=True):
             torch.testing.assert_close(output, expected, atol=2e-5, rtol=0)
+
+
+@needs_scan
+@compiles
+def test_the_documents_program_in_cpp_runs_a_package(tmp_path):
+    network = of_module(torch.nn.Conv2d(3, 4, 8, stride=8), ("map",))
+    export(network, PACKAGE, tmp_path / "net.pt2", sizes=SIZES[:1])
+    page = Path("docs/export.md").read_text()
+    (tmp_path / "run.cpp").write_text(re.search(r"```cpp\n(.*?)```", page, re.S)[1])
+    build = re.search(r"^g\+\+ .*?run\.cpp.*?$", page.replace("\\\n", " "), re.M)[0]
+    environment = os.environ | {"TORCH": str(Path(torch.__file__).parent)}
+    subprocess.run(build, shell=True, check=True, cwd=tmp_path, env=environment)
+    images = network.images(2, 49, 37)
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run(["./run", "net.pt2", "images.pt", "outputs.pt"], check=True, cwd=tmp_path)
+    (output,) = torch.load(tmp_path / "outputs.pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(output, network.model(images), atol=1e-5, rtol=0)
 
 
 @needs_scan
