@@ -10,6 +10,8 @@ from backbones.defocus import DefocusBackbone
 
 # Sizes that a program is traced with: (batch, height, width). None is a multiple of a patch, or one patch alone.
 TRACED = (2, 70, 92)
+# Images, and at least so many patches down and across, for a compiler: more tokens than two blocks of any operation.
+SHOWN = (2, 17, 31)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ class Exportable:
         return (self.batch or TRACED[0], *(self.size or TRACED[1:]))
 
     @property
+    def shown(self) -> tuple[int, int, int]:
+        """Batch, height and width of the images to trace it with for a compiler.
+
+        Inductor takes two open sizes, or one and the number 1, for the same where they are so for these images, and
+        what it compiles does not ask again. So here are two images, and more sections each way and blocks of tokens.
+        """
+        rows, columns = section_of(self.model)
+        height = max(3, -(-SHOWN[1] // rows)) * rows * self.patch
+        width = max(4, -(-SHOWN[2] // columns)) * columns * self.patch
+        return (self.batch or SHOWN[0], *(self.size or (height, width)))
+
+    @property
     def dynamic(self) -> dict[int, object]:
         """Dimensions of the images that stay open, as `torch.export` takes them."""
         return {axis: torch.export.Dim.DYNAMIC for axis in self.open_axes}
@@ -86,6 +100,11 @@ class Exportable:
 def patch_of(model: nn.Module) -> int:
     """Side of a patch, in pixels, of the De-focus backbone in a model; else 32, the coarsest usual stride."""
     return next((net.patch_size for net in model.modules() if isinstance(net, DefocusBackbone)), 32)
+
+
+def section_of(model: nn.Module) -> tuple[int, int]:
+    """(rows, columns) of a section, in patches, of the De-focus backbone in a model; else one patch."""
+    return next((net.section or (1, 1) for net in model.modules() if isinstance(net, DefocusBackbone)), (1, 1))
 
 
 class Flat(nn.Module):

@@ -1,5 +1,6 @@
 """A network as a program of PyTorch's operators, for images of any size: `torch.export`, and AOTInductor's packages."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple) -> torch
         inputs: Of more than one in each dimension that is dynamic.
         dynamic: Of each input, its dynamic dimensions, nested as `forward` takes them.
     """
-    # Without it a program would refuse, or take for another case, a size of one: one image, one row of tokens.
-    settings: Any = torch.fx.experimental._config
-    with torch.no_grad(), settings.patch(backed_size_oblivious=True):
+    with torch.no_grad(), _any_size():
         return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
 
 
-def trace_network(network: Exportable) -> torch.export.ExportedProgram:
-    """`trace` of a network on images."""
-    return trace(Flat(network.model), (network.images(*network.traced),), (network.dynamic,))
+def _any_size() -> contextlib.AbstractContextManager:
+    """Without it a program would refuse, or take for another case, a size of one: one image, one row of tokens."""
+    settings: Any = torch.fx.experimental._config
+    return settings.patch(backed_size_oblivious=True)
+
+
+def trace_network(network: Exportable, size: tuple[int, int, int] | None = None) -> torch.export.ExportedProgram:
+    """`trace` of a network on images, of its own `traced` size or of another."""
+    return trace(Flat(network.model), (network.images(*(size or network.traced)),), (network.dynamic,))
 
 
 def _write(network: Exportable, path: Path) -> None:
@@ -47,12 +52,13 @@ def _load(path: Path) -> Runner:
 def _compile(network: Exportable, path: Path) -> None:
     _check_compiler()
     with without_scan():
-        program = trace_network(network)
+        program = trace_network(network, network.shown)
     try:
         # As many threads as whoever runs it has set, not those of the machine that compiles it.
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True}
-        )
+        with _any_size():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True}
+            )
     # What Inductor raises hangs on where in it a network fails: classes of its own, a KeyError, an AssertionError.
     except Exception as error:
         raise ExportError(

@@ -12,6 +12,7 @@ from backbones import DefocusMamba, DefocusRetNet, DefocusViT
 from backbones.export import PACKAGE, PROGRAM, ExportError, export
 from backbones.export.program import trace_network
 from backbones.ops.exported import without_scan
+from backbones.ops.selective_scan.levels import CHUNKS, GROUPS, TOKENS
 from tests.export.networks import SIZES, of_module, tiny
 
 needs_scan = pytest.mark.skipif(
@@ -52,6 +53,15 @@ def test_what_is_compiled_has_a_while_loop_in_the_place_of_a_scan():
         images = network.images(*size)
         with torch.no_grad():
             torch.testing.assert_close(run(images)[0], network.model(images)[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("section", [None, 24, 128, 2048])
+def test_no_two_sizes_are_alike_that_a_compiler_is_shown(section):
+    batch, height, width = tiny(DefocusMamba, section=section).shown
+    side = section or 8
+    blocks = (height * width // 64 - 1) // (GROUPS * CHUNKS * TOKENS) + 1
+    assert height % side == 0 and width % side == 0
+    assert 1 < batch < min(height // side, width // side, blocks)
 
 
 @needs_scan

@@ -135,7 +135,8 @@ def test_what_is_compiled_matches_definition_without_a_loop(shape, delta):
 
 
 def test_large_steps_do_not_blur_the_small_ones_behind_them():
-    length, d, n = 1024, 3, 2
+    # Of five blocks, three have steps so small that each counts in all behind it.
+    length, d, n = 1280, 3, 2
     delta = torch.where(torch.arange(length)[:, None] < 512, 30.0, 1e-3).expand(1, length, d)
     x, B, C = torch.randn(1, length, d), torch.randn(1, length, n), torch.randn(1, length, n)
     A = -torch.tensor([[1.0], [16.0]]).expand(n, d)

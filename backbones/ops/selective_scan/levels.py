@@ -1,12 +1,15 @@
-"""The De-focus scan as a program for a compiler that fuses: no loop along the sequence, whatever its length.
+"""The De-focus scan as a program for a compiler that fuses: no loop from token to token or from block to block.
 
 A sequence is cut into blocks, these into groups, and these into chunks of tokens. What chunks, groups and blocks add to
-the state are sums. From them come the states before each block, then before each group and each chunk, all of a level
-at once; only within a chunk states follow token by token, in all chunks together. Of every chunk there is a state in
-memory, of a token none: compiled, the steps of a chunk are one loop over channels and states.
+the state are sums. From them come the states before each block, by doubling how far back they reach, and then before
+each group and each chunk, all of a level at once; only within a chunk states follow token by token, in all chunks
+together. Of every chunk there is a state in memory, of a token none: compiled, the steps of a chunk are one loop over
+channels and states.
 
 Decays over several tokens are exponentials of sums of steps, never quotients, so that none overflows.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +88,28 @@ def _before_each(state: Tensor, delta: Tensor, added: Tensor, A: Tensor) -> Tens
 
 
 def _before_blocks(delta: Tensor, added: Tensor, A: Tensor) -> Tensor:
-    """As `_before_each` from no state, of any number of steps: `(b, m, n, d)`."""
-    # Differences of long sums: in fp32 they would lose what a short distance has.
-    ends = delta.double().cumsum(1)
-    distance = ((ends - delta)[:, :, None] - ends[:, None]).to(A.dtype)
-    i = torch.arange(delta.shape[1], device=A.device)
-    return (_decay(i < i[:, None], distance, A) * added[:, None]).sum(2)
+    """As `_before_each` from no state, of any number of steps m: `(b, m, n, d)`, in log2 m + 1 rounds.
+
+    In each round every state takes in the one as far back as it reaches itself, and so reaches twice as far.
+    """
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    place = torch.arange(delta.shape[1], device=A.device)
+
+    def unfinished(reach: Tensor, delta: Tensor, state: Tensor, place: Tensor, A: Tensor) -> Tensor:
+        # Never no round: what a compiled loop carries in is then its result, and is overwritten while that is read.
+        return reach <= place.shape[0]
+
+    def go_on(reach: Tensor, delta: Tensor, state: Tensor, place: Tensor, A: Tensor) -> tuple:
+        back = (place - reach).clamp_min(0)
+        past = torch.exp(delta[:, :, None] * A) * state.index_select(0, back)
+        return reach * 2, delta + delta.index_select(0, back), state + past
+
+    # A step later: what lies before a block ends with the one before it. Before the first lies nothing.
+    delta, added = (F.pad(x.transpose(0, 1), (0, 0) * (x.ndim - 1) + (1, 0))[:-1] for x in (delta, added))
+    # The operator says that it carries one thing; it carries any number.
+    carried: Any = (place.new_ones(()), delta.contiguous(), added.contiguous())
+    return while_loop_op(unfinished, go_on, carried, (place, A))[2].transpose(0, 1)
 
 
 def _decay(earlier: Tensor, distance: Tensor, A: Tensor) -> Tensor:
