@@ -20,7 +20,8 @@ from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
 @contextlib.contextmanager
 def followed() -> Iterator[None]:
     """A context for forward, so that `gradients` can do without the engine afterwards."""
-    apply, materialize = cast(Any, Function.apply).__func__, FunctionCtx.set_materialize_grads
+    # A class method of Python's, or from torch 2.15 on one of C's.
+    apply, materialize = vars(Function)["apply"], FunctionCtx.set_materialize_grads
 
     def remember(context, value):
         materialize(context, value)
@@ -28,7 +29,7 @@ def followed() -> Iterator[None]:
         context.takes_none = not value
 
     def own(function, *args, **kwargs):
-        out = apply(function, *args, **kwargs)
+        out = apply.__get__(None, function)(*args, **kwargs)
         outputs = [x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor)]
         differentiable = next((x for x in outputs if isinstance(x.grad_fn, BackwardCFunction)), None)
         if differentiable is not None:
