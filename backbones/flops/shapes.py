@@ -37,12 +37,19 @@ def shapes_only() -> Iterator["UpperLimits"]:
         # Torch's own writes into memory that a fake tensor does not have.
         patch.object(torch, "_shape_as_tensor", lambda x: torch.tensor(x.shape)),
         patch.object(FakeTensor, "__deepcopy__", _copy),
-        # From torch 2.15 on it draws until no number lies outside of the bounds, which here nobody can say.
-        patch.object(nn.init, "_no_grad_trunc_normal_", lambda x, *_, **__: x, create=True),
+        without_truncated_normals(),
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         UpperLimits(fake) as limits,
     ):
         yield limits
+
+
+def without_truncated_normals() -> contextlib.AbstractContextManager:
+    """Leaves tensors as they are where they would be filled from a truncated normal distribution.
+
+    From torch 2.15 on that draws until no number lies outside of the bounds, which fake tensors cannot say.
+    """
+    return patch.object(nn.init, "_no_grad_trunc_normal_", lambda x, *_, **__: x)
 
 
 def _copy(x: FakeTensor, memo: dict) -> FakeTensor:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from backbones.flops.shapes import without_truncated_normals
 from backbones.kernel_report.backward import followed
 from backbones.kernel_report.cards import Card
 from backbones.ops.gpu import pretended
@@ -172,8 +173,7 @@ class Recorder(TorchDispatchMode):
             # The device of the launch, that there is none of.
             patch.object(torch.cuda, "_exchange_device", lambda index: -1),
             patch.object(torch.cuda, "_maybe_exchange_device", lambda index: -1),
-            # From torch 2.15 on it draws until no number lies outside of the bounds, and here there are no numbers.
-            patch.object(torch.nn.init, "_no_grad_trunc_normal_", lambda x, *_, **__: x, create=True),
+            without_truncated_normals(),
             followed(),
             FakeTensorMode(),
             self,
