@@ -190,35 +190,19 @@ class StopSignals:
 
 # Those that take note of signals now.
 _noting: list[StopSignals] = []
-# What the threads that fork let through before.
-_masks = threading.local()
-
-
-def _before_fork() -> None:
-    # The new process inherits what is not let through, until it is in a group of its own.
-    _masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _noting else None
-
-
-def _after_fork() -> None:
-    if _masks.former is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
 
 
 def _begin_forked() -> None:
-    if _masks.former is None:
+    if not _noting:
         return
+    # In this order: until a process is in a group of its own, signals to its trainer's are noted here, too, in vain.
     os.setpgrp()
-    # Those that came before were meant for the trainer, which has them too. Later ones are for this process alone, such
-    # as the loader's own when a worker hangs.
-    while held := STOP_SIGNALS & signal.sigpending():
-        signal.sigwait(held)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     _noting.clear()
-    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_forked)
+os.register_at_fork(after_in_child=_begin_forked)
 
 
 def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:

@@ -140,7 +140,9 @@ def in_a_process(target, *arguments):
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     process.join(60)
-    return process.exitcode
+    exitcode = process.exitcode
+    process.kill()
+    return exitcode
 
 
 @pytest.mark.parametrize("numbered", [True, False], ids=["training", "validation"])
@@ -160,9 +162,9 @@ def fork_and_be_told_to_stop():
     os.setpgrp = tell_then_part
     context = multiprocessing.get_context("fork")
     parent, child = context.Pipe()
-    sleeping = context.Process(target=lambda: (child.send(os.getpgrp()), time.sleep(60)))
+    sleeping = context.Process(target=lambda: (child.send(os.getpgrp()), time.sleep(20)))
     sleeping.start()
-    assert parent.recv() == sleeping.pid
+    assert parent.poll(20) and parent.recv() == sleeping.pid
     assert signals.received == signal.SIGTERM and sleeping.is_alive()
     # What is meant for it alone ends it: the note is its trainer's.
     sleeping.terminate()
@@ -171,7 +173,7 @@ def fork_and_be_told_to_stop():
     signals.restore()
     later = context.Process(target=lambda: child.send(os.getpgrp()))
     later.start()
-    assert parent.recv() == trainer
+    assert parent.poll(20) and parent.recv() == trainer
 
 
 def test_what_a_trainer_forks_ends_by_its_own_signals_alone():
