@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.export.apart import Apart
 from backbones.export.check import ExportError, Runner, first_line
 from backbones.export.network import Exportable, Flat
 from backbones.export.target import Target
@@ -81,6 +82,11 @@ def _check_compiler() -> None:
 
 
 def _load_package(path: Path) -> Runner:
+    return Apart(load_package, path)
+
+
+def load_package(path: Path) -> Runner:
+    """What runs a package here; one that crashes takes this program along."""
     return torch.inference_mode()(torch._inductor.aoti_load_package(str(path)).__call__)
 
 
