@@ -16,8 +16,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# They find most faults for their time: what stays in a file, or in a folder, goes first.
+# They find most faults for their time: what stays in a file, or in a folder, goes first. And what would else be waited
+# for when all others are done.
 FIRST = (
+    "tests/test_survival.py::test_a_worker_of_two_agents_is_killed",
     "tests/test_imports.py",
     "tests/test_docs.py",
     "tests/test_commands.py",
