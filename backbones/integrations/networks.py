@@ -238,6 +238,9 @@ def _timm_model(
     if checkpoint is not None:
         # As timm's own weights: what a model renames or resamples, such as positions of another size, is done for it.
         overlay = dict(file=str(checkpoint), num_classes=settings.get("num_classes", form.num_classes))
+        # In older timm models that were published as arrays of JAX would read any file as such.
+        if Path(checkpoint).suffix != ".npz":
+            overlay["custom_load"] = False
         settings = settings | dict(pretrained=True, pretrained_cfg_overlay=overlay)
     try:
         model = timm.create_model(name, **settings).eval()

@@ -17,4 +17,5 @@ def reciprocal(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
-    return reciprocal(1.0 + tl.exp2(-_LOG2_E * x))
+    # The constant stands on the right for the interpreter of Triton 3.9, as in the scan's kernels.
+    return reciprocal(1.0 + tl.exp2(x * -_LOG2_E))

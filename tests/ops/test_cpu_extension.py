@@ -80,13 +80,14 @@ def test_a_compiler_that_does_not_even_start_says_so(home, monkeypatch):
 
 @needs_compiler
 def test_the_key_holds_sources_compiler_and_abi(home, monkeypatch):
+    abi = torch.compiled_with_cxx11_abi()
     compiled = use_compiler(monkeypatch, home / "cxx", f'[ -e {home}/newer ] && set -- "$@" -D__VERSION__=99')
     changes = (
         lambda: None,
         lambda: (home / "csrc" / "answer.cpp").write_text('extern "C" int answer() { return 43; }\n'),
         lambda: (home / "csrc" / "vec.h").write_text("// a header\n"),
         lambda: (home / "newer").touch(),
-        lambda: monkeypatch.setattr(torch, "compiled_with_cxx11_abi", lambda: False),
+        lambda: monkeypatch.setattr(torch, "compiled_with_cxx11_abi", lambda: not abi),
         lambda: monkeypatch.setattr(torch, "__version__", "9.9"),
         lambda: monkeypatch.setattr(cpu_extension, "_processor", lambda: "flags: fpu"),
     )

@@ -60,7 +60,8 @@ _TWO_PI = tl.constexpr(2 * math.pi)
 @triton.jit
 def _step_size(dt, bias, inverse_scale):
     x = dt + bias
-    e = tl.exp2(-_LOG2_E * tl.abs(x))
+    # The constant stands on the right: on the left, Triton 3.9's interpreter takes the product for a constant.
+    e = tl.exp2(tl.abs(x) * -_LOG2_E)
     # log(1 + e) = 2 artanh(e / (2 + e)) as a series; 1 + e itself would round a small e away.
     s = e * reciprocal(2.0 + e)
     q = s * s
@@ -617,7 +618,8 @@ def _scan_backward_kernel(
         carry = tl.load(carries_ptr + boundary * d * n + tile, mask=tile_mask, other=0.0)
         dA = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         dD, dbias = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
-        adds = is_first & (block > part * BLOCKS)
+        # Numbers are spread, not what comes of comparing one: to Triton 3.9's interpreter that is no mask.
+        adds = is_first & (tl.full(is_first.shape, block, tl.int32) > part * BLOCKS)
 
         for back in range(0, own):
             chunk = (first_chunk + (own - 1 - back)).to(tl.int64)
