@@ -43,6 +43,7 @@ def options(shapes, iterations):
         "default_hooks.checkpoint.interval=2",
         f"train_cfg.val_interval={iterations}",
         f"train_cfg.max_iters={iterations}",
+        "default_hooks.visualization.interval=1",
     ]
 
 

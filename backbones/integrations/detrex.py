@@ -5,9 +5,9 @@ Imports nothing of detrex, whose DINO is in a project of its checkout: configs b
 
 from collections.abc import Mapping, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backbones.integrations.reference_head import ReferenceHead
 
 
 class MapList(nn.Module):
@@ -24,38 +24,6 @@ class MapList(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """The maps named in ``in_features``."""
         return [features[name] for name in self.in_features]
-
-
-class ReferenceHead(nn.Module):
-    """The queries' positions from their boxes, as mmdet's DINO computes them: with twice the frequencies of detrex'.
-
-    detrex hands over its own encoding of the boxes. Their coordinates are read back from one of its frequencies and
-    encoded anew, so that released weights fit.
-
-    Args:
-        dims: Channels of a query; the encoding has as many for each of the four coordinates.
-    """
-
-    # Of detrex' encoding: 128 channels a coordinate, sine and cosine by turns, angles 2π·x / 10000^(2i / 128).
-    _CHANNELS = 128
-    # The first frequency whose angles stay below π for coordinates up to 1, where sine and cosine tell the angle.
-    _PAIR = 5
-
-    def __init__(self, dims: int):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(4 * dims, dims), nn.Linear(dims, dims)])
-
-    def forward(self, encoded: Tensor) -> Tensor:
-        """Positions `(b, n, dims)` of detrex' encoding `(b, n, 512)`."""
-        sine, cosine = (
-            encoded.float().unflatten(-1, (4, self._CHANNELS))[..., 2 * self._PAIR : 2 * self._PAIR + 2].unbind(-1)
-        )
-        angles = torch.atan2(sine, cosine) * 10000 ** (2 * self._PAIR / self._CHANNELS)
-        dims = self.layers[1].in_features
-        rates = 10000 ** (torch.arange(0, dims, 2, device=encoded.device) / dims)
-        angles = angles[..., None] / rates
-        wide = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(2).to(self.layers[0].weight.dtype)
-        return self.layers[1](F.relu(self.layers[0](wide)))
 
 
 def with_reference_head(decoder: nn.Module) -> nn.Module:

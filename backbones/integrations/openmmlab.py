@@ -15,6 +15,7 @@ from backbones.checkpoints.read import harmless_classes, read_torch
 from backbones.drop_path_schedule import DropPathSchedule
 from backbones.integrations.deformable import standing_in
 from backbones.integrations.frameworks import needed
+from backbones.integrations.reference_head import widen_reference_heads
 from backbones.thread_count import ThreadCount, may_choose_threads
 
 with needed("mmengine", oldest="0.10.0"):
@@ -80,6 +81,8 @@ def _with_init_cfg(family: type[defocus.DefocusBackbone]) -> type:
 
     def __init__(self, *args, init_cfg: dict | None = None, **kwargs):
         _check_init_cfg(init_cfg)
+        # Of a detector this is built first.
+        widen_reference_heads()
         family.__init__(self, *args, **kwargs)
         self.init_cfg = init_cfg
 

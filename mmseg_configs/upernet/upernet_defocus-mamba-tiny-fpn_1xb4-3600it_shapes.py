@@ -10,7 +10,12 @@ channels = 64
 loss = dict(class_weight=[0.3] + [1.0] * 6)
 head = dict(num_classes=len(classes), norm_cfg=dict(type='BN', requires_grad=True), loss_decode=loss)
 model = dict(
-    data_preprocessor=dict(size=(160, 160), mean=[127.5, 127.5, 127.5], std=[60.0, 60.0, 60.0]),
+    data_preprocessor=dict(
+        size=(160, 160),
+        mean=[127.5, 127.5, 127.5],
+        std=[60.0, 60.0, 60.0],
+        # What is added to an image is background: weights of classes and pixels to ignore are too much for mmseg 1.2.2.
+        seg_pad_val=0),
     backbone=dict(
         net=dict(
             arch=dict(_delete_=True, embed_dims=192, inner_dims=384, depth=6, dt_rank=12),

@@ -27,7 +27,9 @@ def open_config(config: str, checkpoint: str, device: str = "cpu") -> Opened:
     predict = {"mmdet": _detect, "mmseg": _segment}[told.default_scope]
     images = model.data_preprocessor
     mean, std = normalisation_of(images, "mean", "std")
-    return Opened(model, partial(predict, model, classes), mean, std, red_first=images._channel_conversion)
+    # mmseg before OneDL's calls it by the second name.
+    name = "_channel_conversion" if hasattr(images, "_channel_conversion") else "channel_conversion"
+    return Opened(model, partial(predict, model, classes), mean, std, red_first=getattr(images, name))
 
 
 def _detect(model: nn.Module, classes: tuple[str, ...], pixels: np.ndarray) -> Prediction:
