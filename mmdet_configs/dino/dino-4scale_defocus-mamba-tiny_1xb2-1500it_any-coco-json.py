@@ -31,6 +31,7 @@ test_dataloader = val_dataloader
 
 # As many steps whatever the number of images: minutes, not hours.
 max_iters = 1500
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
