@@ -130,7 +130,7 @@ def test_flags_of_training(shapes, tmp_path):
     assert "Scaling the original LR by 2.0" in output
     entries = losses(tmp_path)
     assert len(entries) == 3 and all(0 < entry["loss"] < 200 for entry in entries)
-    assert entries[0]["lr"] == pytest.approx(2 * 5e-4 * 0.01)
+    assert entries[0]["lr"] == pytest.approx(2 * 8e-4 * 0.01)
     assert "AmpOptimWrapper" in next(tmp_path.glob("*/vis_data/config.py")).read_text()
 
 
