@@ -1,5 +1,6 @@
 """Runs an export in a program of its own: where compiled code crashes, only that program ends."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,10 @@ class Apart:
         self.line, theirs = Pipe()
         names = [load.__module__, load.__name__, str(path), str(theirs.fileno())]
         start = f"import sys; from {__name__} import serve; serve(*sys.argv[1:])"
-        self.program = subprocess.Popen([sys.executable, "-c", start, *names], pass_fds=[theirs.fileno()])
+        # Found there as here: a checkout's programs put it on the path themselves.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", start, *names]
+        self.program = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         weakref.finalize(self, _end, self.line, self.program)
 

@@ -3,12 +3,14 @@
 import gc
 import os
 import signal
+import sys
 
 import pytest
 import torch
 
 from backbones.export import ExportError, Target, export
 from backbones.export.apart import Apart
+from tests.conftest import ROOT
 from tests.export.networks import of_module
 
 
@@ -49,6 +51,12 @@ def test_it_equals_what_runs_here(tmp_path):
     del run
     gc.collect()
     assert program.returncode == 0
+
+
+def test_modules_are_found_there_as_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *filter(None, sys.path)])
+    assert len(Apart(load_rows, tmp_path / "rows")(torch.ones(1, 3, 2, 2))) == 2
 
 
 def test_how_it_failed_is_said(tmp_path):
