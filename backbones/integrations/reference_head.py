@@ -61,12 +61,10 @@ def widen_reference_heads() -> None:
         make(detector)
         decoder, dims = detector.decoder, detector.embed_dims
         ours = any(isinstance(part, DefocusBackbone) for part in detector.backbone.modules())
-        narrow = type(decoder) is module.DinoTransformerDecoder and _channels(decoder.ref_point_head) == 2 * dims
+        narrow = (
+            type(decoder) is module.DinoTransformerDecoder and decoder.ref_point_head.layers[0].in_features == 2 * dims
+        )
         if ours and narrow:
             decoder.ref_point_head = ReferenceHead(dims)
 
     module.DINO._init_layers = make_wide
-
-
-def _channels(head: nn.Module) -> int:
-    return head.layers[0].in_features
