@@ -64,7 +64,7 @@ def kind_of(name: str) -> str:
 
 
 def _timm(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
-    with needed("timm", oldest="1.0.3"):
+    with needed("timm"):
         import timm
         from timm.models import is_model
 
@@ -78,7 +78,7 @@ def _timm(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
 
 
 def _openmmlab(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
-    with needed("mmengine", oldest="0.10.0"):
+    with needed("mmengine"):
         from mmengine.config import Config
         from mmengine.hub import get_config
         from mmengine.registry import init_default_scope
@@ -133,7 +133,7 @@ def _segment(model: nn.Module, image: Tensor) -> object:
 
 
 def _detectron2(name: str, size: tuple[int, int], options: Sequence[str]) -> Subject:
-    with needed("detectron2", oldest="0.6"):
+    with needed("detectron2"):
         from detectron2.config import LazyConfig, get_cfg, instantiate
         from detectron2.modeling import META_ARCH_REGISTRY
 

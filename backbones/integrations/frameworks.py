@@ -9,6 +9,21 @@ from importlib import metadata
 from backbones.defocus import FAMILIES
 
 ADAPTERS = ("SimpleFPN", "TapPyramid", "InteractionAdapter", "AdaptedBackbone")
+# The first version of each package that the integrations work with; pyproject.toml's extras ask for as much or more.
+OLDEST = {
+    "accelerate": "1.7.0",
+    "detectron2": "0.6",
+    "gradio": "6.0.0",
+    "mmdet": "3.0.0",
+    "mmengine": "0.10.0",
+    "mmseg": "1.0.0",
+    "onnx": "1.23",
+    "onnxruntime": "1.32",
+    "onnxscript": "0.7",
+    "openvino": "2026.4",
+    "timm": "1.0.3",
+    "transformers": "5.24.0",
+}
 
 
 class FrameworkError(ImportError):
@@ -16,16 +31,17 @@ class FrameworkError(ImportError):
 
 
 @contextlib.contextmanager
-def needed(package: str, oldest: str) -> Iterator[None]:
+def needed(package: str, oldest: str | None = None) -> Iterator[None]:
     """Around an integration's imports of its framework, whose failures become one clear error.
 
     Args:
         package: The framework, by the name that it is imported by.
-        oldest: The first version that the integration works with.
+        oldest: The first version that the integration works with; that of ``OLDEST`` where none is given.
 
     Raises:
         FrameworkError: The framework is absent, older, or something in it cannot be imported.
     """
+    oldest = OLDEST[package] if oldest is None else oldest
     try:
         found = getattr(importlib.import_module(package), "__version__", "of no version")
         if _numbers(found) >= _numbers(oldest):

@@ -184,7 +184,7 @@ def adapter_of_config(path: str) -> dict[str, Any] | None:
 
 
 def _model_of_config(path: str) -> Mapping[str, Any]:
-    with needed("mmengine", oldest="0.10.0"):
+    with needed("mmengine"):
         from mmengine.config import Config
     return Config.fromfile(path).get("model", {})
 
@@ -225,7 +225,7 @@ def _defocus_model(
 def _timm_model(
     name: str, checkpoint: str | None, settings: dict[str, Any], size: Sequence[int] | None
 ) -> LoadedNetwork:
-    with needed("timm", oldest="1.0.3"):
+    with needed("timm"):
         import timm
         from timm.models import get_pretrained_cfg, is_model
 

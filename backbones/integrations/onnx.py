@@ -20,9 +20,9 @@ from backbones.export.target import Target
 from backbones.integrations.frameworks import needed
 from backbones.ops.dispatch import Backend, Operation, watching
 
-with needed("onnx", oldest="1.23"):
+with needed("onnx"):
     import onnx
-with needed("onnxscript", oldest="0.7"):
+with needed("onnxscript"):
     import onnx_ir as ir
     import onnxscript
     from onnx_ir.passes.common import InlinePass
@@ -141,7 +141,7 @@ def _write(network: Exportable, path: Path) -> None:
 
 
 def _load(path: Path) -> Runner:
-    with needed("onnxruntime", oldest="1.32"):
+    with needed("onnxruntime"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

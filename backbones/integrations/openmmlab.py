@@ -18,7 +18,7 @@ from backbones.integrations.frameworks import needed
 from backbones.integrations.reference_head import widen_reference_heads
 from backbones.thread_count import ThreadCount, may_choose_threads
 
-with needed("mmengine", oldest="0.10.0"):
+with needed("mmengine"):
     from mmengine.dist import get_world_size
     from mmengine.hooks import Hook
     from mmengine.logging import print_log

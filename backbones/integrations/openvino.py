@@ -11,7 +11,7 @@ from backbones.export.target import Target
 from backbones.integrations.frameworks import needed
 from backbones.integrations.onnx import ONNX, ir, to_onnx
 
-with needed("openvino", oldest="2026.4"):
+with needed("openvino"):
     import openvino
 
 

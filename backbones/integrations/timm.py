@@ -18,7 +18,7 @@ from backbones.checkpoints.read import harmless_classes
 from backbones.classifier import CLASSIFIERS, DefocusClassifier
 from backbones.integrations.frameworks import needed, timm_names
 
-with needed("timm", oldest="1.0.3"):
+with needed("timm"):
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from timm.models import (
         build_model_with_cfg,

@@ -31,7 +31,7 @@ def model_of_config(
         ValueError: The config is of neither.
         CheckpointError: The checkpoint cannot be read or is not of this config.
     """
-    with needed("mmengine", oldest="0.10.0"):
+    with needed("mmengine"):
         from mmengine.config import Config
         from mmengine.hub import get_config
         from mmengine.registry import init_default_scope
@@ -58,7 +58,7 @@ def model_of_folder(folder: Path) -> nn.Module:
     Raises:
         ValueError: The folder has no config, or it names no class of transformers.
     """
-    with needed("transformers", oldest="5.24.0"):
+    with needed("transformers"):
         import transformers
 
         from backbones.integrations import transformers as ours

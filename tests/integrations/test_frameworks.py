@@ -1,22 +1,26 @@
 """Frameworks that are absent, old or broken: packages that stand in for them, in processes of their own."""
 
 import importlib
+import itertools
 import multiprocessing
 import re
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 import backbones.integrations
-from backbones.integrations.frameworks import ADAPTERS, FrameworkError, needed, timm_names
+from backbones.integrations.frameworks import ADAPTERS, OLDEST, FrameworkError, needed, timm_names
 from backbones.ops.decay_attention import DECAY_ATTENTION
 from backbones.ops.deformable_attention import DEFORMABLE_ATTENTION
 from backbones.ops.retention import RETENTION
 from backbones.ops.selective_scan import DEFOCUS_SCAN
 
+ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = """
 class Registry:
     known = {}
@@ -160,6 +164,20 @@ def test_an_installed_framework_that_is_too_old_is_named(package, oldest):
     words = re.escape(f"{package} {found} is installed; De-focus models need {package} {oldest} or newer")
     with pytest.raises(FrameworkError, match=words):
         importlib.import_module(f"backbones.integrations.{package}")
+
+
+def test_the_extras_ask_for_no_less_than_the_integrations():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imported = {"onedl-mmengine": "mmengine", "onedl-mmdetection": "mmdet", "onedl-mmsegmentation": "mmseg"}
+    seen = set()
+    for asked in map(Requirement, itertools.chain.from_iterable(extras.values())):
+        package = imported.get(asked.name, asked.name)
+        if package in OLDEST:
+            (bound,) = asked.specifier
+            assert bound.operator == ">=" and Version(bound.version) >= Version(OLDEST[package]), asked
+            seen.add(package)
+    assert seen == set(OLDEST) - {"detectron2"}  # on no registry
 
 
 def test_mistakes_of_our_own_are_not_laid_to_a_framework():

@@ -16,7 +16,7 @@ from backbones.integrations.app.predictions import Opened, Prediction, best_obje
 from backbones.integrations.frameworks import needed
 from backbones.integrations.whole_models import load_whole
 
-with needed("detectron2", oldest="0.6"):
+with needed("detectron2"):
     from detectron2.config import LazyConfig, instantiate
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.transforms import AugInput, AugmentationList

@@ -33,7 +33,7 @@ def open_config(config: str, checkpoint: str, device: str = "cpu") -> Opened:
 
 
 def _detect(model: nn.Module, classes: tuple[str, ...], pixels: np.ndarray) -> Prediction:
-    with needed("mmdet", oldest="3.0.0"):
+    with needed("mmdet"):
         from mmdet.apis import inference_detector
     # As OpenCV reads files: blue first.
     found = inference_detector(model, np.ascontiguousarray(pixels[..., ::-1]))
@@ -45,7 +45,7 @@ def _detect(model: nn.Module, classes: tuple[str, ...], pixels: np.ndarray) -> P
 
 
 def _segment(model: nn.Module, classes: tuple[str, ...], pixels: np.ndarray) -> Prediction:
-    with needed("mmseg", oldest="1.0.0"):
+    with needed("mmseg"):
         from mmseg.apis import inference_model
     found = inference_model(model, np.ascontiguousarray(pixels[..., ::-1]))
     logits = found.seg_logits.data.float()

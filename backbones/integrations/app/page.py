@@ -15,7 +15,7 @@ from backbones.integrations.frameworks import needed
 
 # Before gradio is imported: it would ask a server for its newest version and report that it was started.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-with needed("gradio", oldest="6.0.0"):
+with needed("gradio"):
     import gradio as gr
 
 TITLE = "De-focus networks"

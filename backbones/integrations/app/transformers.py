@@ -25,7 +25,7 @@ def open_folder(folder: Path, device: str = "cpu") -> Opened:
     Raises:
         ValueError: The folder has no model, no image processor, or a model with a head that is none of `_READERS`.
     """
-    with needed("transformers", oldest="5.24.0"):
+    with needed("transformers"):
         from transformers import AutoImageProcessor
     model = model_of_folder(folder).to(device)
     if not (folder / "preprocessor_config.json").is_file():

@@ -12,7 +12,7 @@ checkpoints be named as ``defocus:FILE``. ``import backbones`` alone does not im
 
 from backbones.integrations.frameworks import needed
 
-with needed("detectron2", oldest="0.6"):
+with needed("detectron2"):
     from backbones.integrations.detectron2.checkpoints import DefocusCheckpoints
     from backbones.integrations.detectron2.data import count_categories, register_coco_json
     from backbones.integrations.detectron2.named_maps import BACKBONES, AdaptedBackbone, NamedMaps

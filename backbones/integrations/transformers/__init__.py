@@ -5,7 +5,7 @@ Importing this module registers them; nothing else in the package imports transf
 
 from backbones.integrations.frameworks import needed
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
     from backbones.integrations.transformers.config import CONFIGS, DefocusConfig

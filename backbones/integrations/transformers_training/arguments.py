@@ -18,7 +18,7 @@ from backbones.integrations.transformers_training.augmentation import AUGMENTATI
 from backbones.integrations.transformers_training.heads import HEADS
 from backbones.precision import choose_bf16
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from transformers import HfArgumentParser, TrainingArguments
 
 logger = logging.getLogger("backbones")

@@ -11,7 +11,7 @@ from torch import Tensor
 from backbones.integrations.frameworks import needed
 from backbones.ops import deformable_attention
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from transformers.models.d_fine import modeling_d_fine
     from transformers.models.deformable_detr import modeling_deformable_detr
     from transformers.models.deimv2 import modeling_deimv2

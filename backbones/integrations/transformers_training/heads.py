@@ -18,7 +18,7 @@ from backbones.defocus import DefocusBackbone
 from backbones.integrations.frameworks import needed
 from backbones.integrations.transformers_training.data import collate_boxes, collate_label_maps, collate_masks
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     import transformers
     from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from backbones.integrations.frameworks import needed
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from accelerate.utils import reduce
     from transformers.loss import loss_for_object_detection
     from transformers.models.mask2former import modeling_mask2former

@@ -29,7 +29,7 @@ from backbones.resume import STATUS_INTERRUPTED
 from defocus_eval.evaluate import to_markdown
 from defocus_eval.files import write_text
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, PrinterCallback, set_seed
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 

@@ -21,7 +21,7 @@ from defocus_eval.evaluate import evaluate
 from defocus_eval.files import replacing, write_text
 from defocus_eval.progress import with_progress
 
-with needed("transformers", oldest="5.24.0"), needed("accelerate", oldest="1.7.0"):
+with needed("transformers"), needed("accelerate"):
     from accelerate import PartialState
     from accelerate.utils import gather_object
 

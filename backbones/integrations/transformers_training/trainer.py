@@ -22,7 +22,7 @@ from backbones.resume import StopSignals
 from backbones.thread_count import ThreadCount, may_choose_threads
 from defocus_eval.files import write_text
 
-with needed("transformers", oldest="5.24.0"):
+with needed("transformers"):
     from transformers import Trainer, TrainerCallback
 
 logger = logging.getLogger("backbones")
