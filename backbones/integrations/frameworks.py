@@ -31,17 +31,16 @@ class FrameworkError(ImportError):
 
 
 @contextlib.contextmanager
-def needed(package: str, oldest: str | None = None) -> Iterator[None]:
+def needed(package: str) -> Iterator[None]:
     """Around an integration's imports of its framework, whose failures become one clear error.
 
     Args:
-        package: The framework, by the name that it is imported by.
-        oldest: The first version that the integration works with; that of ``OLDEST`` where none is given.
+        package: The framework, by the name that it is imported by, as in ``OLDEST``.
 
     Raises:
         FrameworkError: The framework is absent, older, or something in it cannot be imported.
     """
-    oldest = OLDEST[package] if oldest is None else oldest
+    oldest = OLDEST[package]
     try:
         found = getattr(importlib.import_module(package), "__version__", "of no version")
         if _numbers(found) >= _numbers(oldest):
