@@ -24,9 +24,10 @@ class ThreadCount:
     program that keeps one core busy each wait lasts until the scheduler comes round, and one thread less is several
     times faster. Nothing that can be read from the machine says which holds, and it changes in the course of a run.
 
-    So now and then a few steps run with one thread more or less, and what is faster is kept. A trial that turned out
-    slower is repeated the later the more it cost, so that trials take about a fiftieth of the time; steps that suddenly
-    take longer bring the next one at once.
+    So now and then a few steps run with one thread more or less, and what is faster is kept. A number that turned out
+    slower, or that was left for a faster one, is tried again the later the more that will cost, so that trials take
+    about a fiftieth of the time. Two steps that stall, or some that take noticeably longer, bring a trial of one thread
+    less at once, and a trial ends with the first step that stalls.
 
     Args:
         most: Threads to use at most; None for the number that PyTorch uses now.
@@ -35,15 +36,18 @@ class ThreadCount:
         ValueError: ``most`` is less than 1.
     """
 
+    # Steps of a trial; before the first trial; and whose median tells a change.
     TRIAL = 4
+    FIRST = 3
     RECENT = 5
     INTERVAL = 50
     LONGEST_INTERVAL = 1000
     # What trials may cost, as a share of all time.
     COST = 0.02
-    # A trial wins, or a change is sudden, beyond the usual scatter of steps.
+    # A trial wins, or a change is sudden, beyond the usual scatter of steps; a step that stalls is far beyond it.
     GAIN = 0.9
     SUDDEN = 1.3
+    STALL = 2.0
 
     def __init__(self, most: int | None = None):
         self.most = torch.get_num_threads() if most is None else most
@@ -54,9 +58,8 @@ class ThreadCount:
         self._trial: tuple[int, float] | None = None
         self._times: deque[float] = deque()
         self._usual: float | None = None
-        self._remaining = 0
         # The first trial comes at once, for the neighbour may be there already.
-        self._settle(self.RECENT)
+        self._settle(None, self.FIRST)
 
     def step(self, seconds: float) -> str | None:
         """Takes the time that a step took, and sets the number of threads of the next one.
@@ -70,43 +73,62 @@ class ThreadCount:
         if self.most == 1:
             return None
         self._times.append(seconds)
-        if self._trial is None:
-            self._remaining -= 1
-            full = len(self._times) == self.RECENT
-            if full and self._usual is None:
-                self._usual = median(self._times)
-            sudden = full and self._usual is not None and median(self._times) > self.SUDDEN * self._usual
-            if sudden or (full and self._remaining <= 0):
-                self._begin_trial()
-        elif len(self._times) == self.TRIAL:
-            # The first step with another number of threads starts or parks them.
-            return self._judge(median(list(self._times)[1:]))
+        if self._trial is not None:
+            stalls = seconds > self.STALL * self._trial[1]
+            return self._judge() if stalls or len(self._times) == self.TRIAL else None
+        self._remaining -= 1
+        slow = self._slow()
+        if slow is not None and self.count > 1:
+            # What makes all steps longer is no reason for more threads.
+            self._direction = -1
+            self._begin_trial(slow)
+        elif self._remaining <= 0:
+            self._begin_trial(median(self._times))
         return None
 
-    def _begin_trial(self) -> None:
-        before = median(self._times)
+    def _slow(self) -> float | None:
+        """What a step takes since steps became longer; None where they did not."""
+        if self._usual is None:
+            return None
+        # One step alone may have waited for a disk. Those before the change say nothing of what follows it.
+        last = list(self._times)[-2:]
+        if len(last) == 2 and min(last) > self.STALL * self._usual:
+            return min(last)
+        recent = median(self._times)
+        return recent if len(self._times) == self.RECENT and recent > self.SUDDEN * self._usual else None
+
+    def _begin_trial(self, before: float) -> None:
         if not 1 <= self.count + self._direction <= self.most:
             self._direction = -self._direction
         self._trial = (self.count + self._direction, before)
         self._times = deque(maxlen=self.TRIAL)
         torch.set_num_threads(self._trial[0])
 
-    def _judge(self, tried: float) -> str | None:
+    def _judge(self) -> str | None:
         assert self._trial is not None
         count, before = self._trial
+        times = list(self._times)
+        # The first step with another number of threads starts or parks them.
+        tried = median(times[1:] or times)
         if tried < self.GAIN * before:
             said = f"Threads: {count}, for a step takes {tried:.3f} s, with {self.count} it takes {before:.3f} s"
             self.count = count
-            self._settle(self.RECENT)
+            further = 1 <= count + self._direction <= self.most
+            # A narrow win may be chance, and looking again is cheap; a trial of what stalls costs one step.
+            again = further or before <= self.STALL * tried
+            self._settle(tried, self.RECENT if again else self._interval(before / tried - 1))
             return said
         torch.set_num_threads(self.count)
         self._direction = -self._direction
-        loss = self.TRIAL * max(tried / before - 1, 0.0)
-        self._settle(int(min(max(self.INTERVAL, loss / self.COST), self.LONGEST_INTERVAL)))
+        self._settle(before, self._interval(sum(times) / before - len(times)))
         return None
 
-    def _settle(self, remaining: int) -> None:
+    def _interval(self, loss: float) -> int:
+        """Steps until a trial that takes the time of ``loss`` steps more than its own."""
+        return int(min(max(self.INTERVAL, loss / self.COST), self.LONGEST_INTERVAL))
+
+    def _settle(self, usual: float | None, remaining: int) -> None:
         self._trial = None
         self._times = deque(maxlen=self.RECENT)
-        self._usual = None
+        self._usual = usual
         self._remaining = remaining
