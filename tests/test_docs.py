@@ -49,6 +49,16 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_the_readme_says_of_the_kernels_what_their_report_says():
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([\d.]+) \| ([≥≤]) ([\d.]+) \|$", (ROOT / "docs/kernels.md").read_text(), re.MULTILINE
+    )
+    reported = [(float(found), sign, float(aim)) for _, found, sign, aim in rows]
+    assert len(reported) == 5
+    shown = re.findall(r"([\d.]+) \(([≥≤]) ([\d.]+)\)", (ROOT / "README.md").read_text())
+    assert [(float(found), sign, float(aim)) for found, sign, aim in shown] == reported
+
+
 def test_the_changelog_tells_of_this_version():
     versions = re.findall(
         r"^## (\d+\.\d+\.\d+), (?:unreleased|\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
