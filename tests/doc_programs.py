@@ -34,7 +34,7 @@ OURS = re.compile(
 PLACEHOLDERS = {
     "CONFIG": "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py",
     "CONFIG.py": "mmdet_configs/dino/dino-4scale_defocus-mamba-tiny_1xb2-4e_shapes.py",
-    "RECIPE.yaml": "transformers_recipes/rt_detr_v2_defocus_mamba_tiny_shapes.yaml",
+    "RECIPE.yaml": "transformers_recipes/deimv2_defocus_mamba_tiny_shapes.yaml",
 }
 # Of the system, of others' clusters, of Python's packaging.
 OTHERS = {"cd", "exit", "fi", "git", "if", "ruff", "scontrol"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from steps import ROOT, Demo, Step, training_environment
 
-RECIPE = "transformers_recipes/rt_detr_v2_defocus_mamba_tiny_shapes.yaml"
+RECIPE = "transformers_recipes/deimv2_defocus_mamba_tiny_shapes.yaml"
 
 
 def main() -> None:

@@ -70,6 +70,19 @@ def _real_time(channels: Sequence[int], strides: Sequence[int], options: Mapping
     }
 
 
+def _deimv2(channels: Sequence[int], strides: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+    if options.get("encoder_type") != "lite":
+        return _real_time(channels, strides, options)
+    # It makes a second map itself. Of several it would leave those behind the second without a gradient.
+    if len(channels) != 1:
+        raise ValueError(
+            "DEIMv2's lite encoder takes one map and makes the next coarser one itself, the backbone gives "
+            f"{len(channels)}: ask its adapter for one (SimpleFPN: num_outs 1), or leave encoder_type away"
+        )
+    both = _real_time(list(channels) * 2, [strides[0], 2 * strides[0]], options)
+    return {**both, "encoder_in_channels": list(channels)}
+
+
 def _rt_detr_v2(channels: Sequence[int], strides: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
     return {**_real_time(channels, strides, options), "decoder_n_levels": len(channels)}
 
@@ -85,7 +98,7 @@ def _mask2former(channels: Sequence[int], strides: Sequence[int], options: Mappi
 HEADS = {
     "rt_detr_v2": Head("RTDetrV2Config", {"boxes": "RTDetrV2ForObjectDetection"}, "RTDetrImageProcessor", _rt_detr_v2),
     "d_fine": Head("DFineConfig", {"boxes": "DFineForObjectDetection"}, "RTDetrImageProcessor", _real_time),
-    "deimv2": Head("Deimv2Config", {"boxes": "Deimv2ForObjectDetection"}, "RTDetrImageProcessor", _real_time),
+    "deimv2": Head("Deimv2Config", {"boxes": "Deimv2ForObjectDetection"}, "RTDetrImageProcessor", _deimv2),
     "deformable_detr": Head(
         "DeformableDetrConfig",
         {"boxes": "DeformableDetrForObjectDetection"},
