@@ -67,7 +67,8 @@ def test_the_figures_that_were_published():
     [
         ("demo_dino_defocus-mamba-tiny", "docs/demos.md", ["maxDets=100 ] = 0.443", "= 0.622", "= 0.511"]),
         ("demo_upernet_defocus-mamba-tiny", "docs/demos.md", ["mIoU 63.8", "| 63.8 | 92.7 |"]),
-        ("demo_rt-detr-v2_defocus-mamba-tiny", "docs/demos.md", ["box AP 41.8, AP50 58.6, AP75 49.8"]),
+        ("shapes_rt-detr-v2_defocus-mamba-tiny", "docs/demos.md", ["box AP 41.8, AP50 58.6, AP75 49.8"]),
+        ("demo_deimv2_defocus-mamba-tiny", "docs/demos.md", ["box AP 54.8, AP50 74.4, AP75 64.6"]),
         ("demo_mask-rcnn-d2_defocus-mamba-tiny", "docs/demos.md", ["box AP 51.3, mask AP 40.1"]),
         ("demo_mask-rcnn-d2_defocus-mamba-tiny", "detectron2_projects/rcnn/README.md", ["69.9 | 60.7", "65.7 | 40.6"]),
         ("shapes_mask-rcnn_defocus-mamba-tiny", "docs/demos.md", ["box AP 0.438 and mask AP 0.357"]),
