@@ -98,7 +98,7 @@ class ThreadCount:
         return recent if len(self._times) == self.RECENT and recent > self.SUDDEN * self._usual else None
 
     def _begin_trial(self, before: float) -> None:
-        if not 1 <= self.count + self._direction <= self.most:
+        if not self._is_room():
             self._direction = -self._direction
         self._trial = (self.count + self._direction, before)
         self._times = deque(maxlen=self.TRIAL)
@@ -113,15 +113,18 @@ class ThreadCount:
         if tried < self.GAIN * before:
             said = f"Threads: {count}, for a step takes {tried:.3f} s, with {self.count} it takes {before:.3f} s"
             self.count = count
-            further = 1 <= count + self._direction <= self.most
             # A narrow win may be chance, and looking again is cheap; a trial of what stalls costs one step.
-            again = further or before <= self.STALL * tried
+            again = self._is_room() or before <= self.STALL * tried
             self._settle(tried, self.RECENT if again else self._interval(before / tried - 1))
             return said
         torch.set_num_threads(self.count)
         self._direction = -self._direction
         self._settle(before, self._interval(sum(times) / before - len(times)))
         return None
+
+    def _is_room(self) -> bool:
+        """Whether there is a number of threads further on in the direction."""
+        return 1 <= self.count + self._direction <= self.most
 
     def _interval(self, loss: float) -> int:
         """Steps until a trial that takes the time of ``loss`` steps more than its own."""

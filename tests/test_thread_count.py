@@ -23,6 +23,10 @@ def play(thread_count, seconds, steps):
     return ran, [line for line in said if line]
 
 
+def total(seconds, ran):
+    return sum(seconds[threads] * steps for threads, steps in ran.items())
+
+
 @pytest.fixture
 def two():
     torch.set_num_threads(2)
@@ -34,16 +38,11 @@ def test_all_threads_on_an_idle_machine_and_few_trials(two):
     ran, said = play(two, seconds, 4000)
     assert not said and torch.get_num_threads() == 2
     assert ran[1] > 0
-    spent = sum(seconds[n] * count for n, count in ran.items())
-    assert spent < 1.03 * 4000 * seconds[2]
+    assert total(seconds, ran) < 1.03 * 4000 * seconds[2]
 
 
 # Times of a step of `make demo-d2` on two cores, beside nothing and beside a program that keeps one core busy.
 IDLE, BUSY = {2: 0.40, 1: 0.52}, {2: 8.3, 1: 0.54}
-
-
-def total(seconds, ran):
-    return sum(seconds[threads] * steps for threads, steps in ran.items())
 
 
 def test_a_neighbour_takes_a_thread_at_once_and_gives_it_back_when_it_goes(two):

@@ -62,8 +62,8 @@ def test_the_lite_encoder_takes_one_map_and_nothing_of_it_lies_idle():
     options = REAL_TIME | {"encoder_type": "lite"}
     one = BACKBONE | {"adapter": BACKBONE["adapter"] | {"num_outs": 1}}
     model = heads.build_model("deimv2", "boxes", one, options, ["a", "b"]).train()
-    finest = heads._maps_of(model.config.backbone_config)[1][0]
-    assert list(model.config.feat_strides) == [finest, 2 * finest]
+    # Of patches of 8, and the one that it makes.
+    assert list(model.config.feat_strides) == [8, 16]
     labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}] * 2
     model(pixel_values=torch.randn(2, 3, 64, 64), labels=labels).loss.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
